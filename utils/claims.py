@@ -79,8 +79,9 @@ def load() -> dict[str, dict]:
         name = f"Claim {claim.get('id', i) if isinstance(claim, dict) else i} in data/claims.yaml"
         for part, keys in KEYS.items():
             found = claim[part] if part else claim
+            shown = " ".join(map(str, found)) if isinstance(found, dict) else found
             if not isinstance(found, dict) or set(found) - OPTIONAL.get(part, set()) != set(keys.split()):
-                raise ValueError(f"{name}{part and ', ' + part}: expected the keys {keys}; found {found}.")
+                raise ValueError(f"{name}{part and ', ' + part}: expected the keys {keys}; found {shown}.")
             if wrong := [key for key in found if key not in (*KEYS, "rule") and not isinstance(found[key], str)]:
                 raise ValueError(f"{name}: {wrong[0]} must be a text, in quotes if it looks like a number.")
         if claim["paper"]["confidence"] not in CONFIDENCE:
@@ -109,7 +110,8 @@ def verdict(rule: dict, measured: float, low: float | None, high: float | None) 
     is inside, does not hold here if it is wholly outside. Raises ValueError for numbers that are not finite and for an
     interval that does not contain `measured`.
     """
-    a, b = (limits := _limits(rule))[0], limits[-1]
+    limits = _limits(rule)
+    a, b = limits[0], limits[-1]
     if not all(math.isfinite(x) for x in (measured, low, high) if x is not None):
         raise ValueError(f"Measured, low and high must be finite numbers, not {measured}, {low}, {high}.")
     if (low is not None and low > measured) or (high is not None and high < measured):
@@ -125,7 +127,12 @@ def verdict(rule: dict, measured: float, low: float | None, high: float | None) 
 
 
 def record(
-    id: str, measured: float, low: float | None = None, high: float | None = None, seeds=None, note: str = ""
+    id: str,
+    measured: float,
+    low: float | None = None,
+    high: float | None = None,
+    seeds: int | list[int] | None = None,
+    note: str = "",
 ) -> Card:
     """Judge a measurement, write it to results/<id>.json (whole or not at all) and return the card that shows it.
 
@@ -144,7 +151,7 @@ def record(
     result |= {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     _write(RESULTS / f"{id}.json", _json(result))
     statement, paper, here, rule, sign = _words(claim, result)
-    many = f"{len(seeds) if isinstance(seeds, list) else seeds} seeds" if seeds else ""
+    many = f"seeds: {len(seeds) if isinstance(seeds, list) else seeds}" if seeds else ""
     values = [paper, f"{here}\n{many}\n{note}", f"{sign}\nholds if {rule}"]
     return Card(statement, [["Paper", "Here", "Verdict"], values], f"Measured: {claim['metric']}.", result)
 
@@ -241,10 +248,8 @@ def readme_block() -> str:
 def check() -> list[str]:
     """A sentence for each claim whose verdict here is not the committed one, or that only one side has."""
     here, there = local_results(), _read(COMMITTED)
-    sides = {id: [side.get(id, {}).get("verdict", UNMEASURED) for side in (here, there)] for id in there | here}
-    return [
-        f"{id}: {mine} here, {theirs} in data/results.json." for id, (mine, theirs) in sides.items() if mine != theirs
-    ]
+    verdicts = {id: [side.get(id, {}).get("verdict", UNMEASURED) for side in (here, there)] for id in there | here}
+    return [f"{id}: {a} here, {b} in data/results.json." for id, (a, b) in verdicts.items() if a != b]
 
 
 def accept() -> None:
