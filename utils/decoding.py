@@ -59,7 +59,7 @@ class _Reader:
             )
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(
-                f"attention_mask {tuple(attention_mask.shape)} must have the shape of input_ids {tuple(input_ids.shape)}."
+                f"attention_mask {tuple(attention_mask.shape)} must have input_ids' shape {tuple(input_ids.shape)}."
             )
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("Pad the prompts on the left: the last column of attention_mask must be all ones.")
@@ -296,9 +296,10 @@ def speculative(
 ) -> Tensor:
     """Let `draft` guess up to `gamma` tokens, which the model checks in one pass (Leviathan et al. 2022).
 
-    The text has exactly the distribution of `sample` with the same settings (of `greedy` at temperature 0), whatever the
-    draft. `draft` is a smaller model with the same vocabulary, or a function draft(ids (1, tokens), gamma) -> (guesses (m,),
-    their distributions (m, vocabulary), or None for a draft that is certain). One prompt at a time: input_ids (1, prompt).
+    The text has exactly the distribution of `sample` with the same settings (of `greedy` at temperature 0), whatever
+    the draft. `draft` is a smaller model with the same vocabulary, or a function draft(ids (1, tokens), gamma) ->
+    (guesses (m,), their distributions (m, vocabulary), or None for a draft that is certain). One prompt at a time:
+    input_ids (1, prompt).
     `accepted` collects how many guesses each pass accepted.
     """
     if len(input_ids) != 1:
@@ -337,8 +338,8 @@ def accept(target: Tensor, certainty: Tensor, guesses: Tensor, generator=None) -
     """Keep a beginning of the `guesses` (m,), and draw the token after it, so that both are distributed as `target`.
 
     target (m + 1, vocabulary): the model's next-token probabilities at each guess and after the last; certainty (m,
-    vocabulary): the draft's. A guess x is kept with probability min(1, target(x) / certainty(x)); the token in place of the
-    first that is not is drawn from max(0, target - certainty), rescaled. Returns (number kept, next token (1,)).
+    vocabulary): the draft's. A guess x is kept with probability min(1, target(x) / certainty(x)); the token in place of
+    the first that is not is drawn from max(0, target - certainty), rescaled. Returns (number kept, next token (1,)).
     """
     for i, guess in enumerate(guesses.tolist()):
         ratio = target[i, guess] / certainty[i, guess]

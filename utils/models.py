@@ -16,8 +16,8 @@ LADDER = Path(__file__).parents[1] / "data" / "ladder"
 def load(name: str = "smollm2") -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """Return (model, tokenizer): float32, in evaluation mode, padding on the left; on the GPU when there is one.
 
-    `name`: "smollm2" (SmolLM2-135M-Instruct, Apache-2.0, from the package index), "ladder/<rung>" (the course's own small
-    models), the path of a local folder, or a hub id such as "Qwen/Qwen3-0.6B". Weights are only read from safetensors.
+    `name`: "smollm2" (SmolLM2-135M-Instruct, Apache-2.0, from the package index), "ladder/<rung>" (the course's own
+    small models), the path of a local folder, or a hub id such as "Qwen/Qwen3-0.6B". Weights are read from safetensors.
     Raises ValueError for an unknown name, OSError where a model cannot be fetched; each says what to do.
     """
     path = _path(name)

