@@ -43,6 +43,10 @@ class _Reserved(DynamicLayer):
     def take(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order; a row may be taken several times."""
         tokens = self.get_seq_length()
+        if len(rows) == self.memory.shape[1]:  # most beams go on from themselves: move the others only
+            moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+            self.memory[:, moved, :, :tokens] = self.memory[:, rows[moved], :, :tokens]
+            return
         memory = self.memory.new_empty(2, len(rows), *self.memory.shape[2:])
         memory[:, :, :, :tokens] = self.memory[:, rows, :, :tokens]
         self.memory = memory

@@ -75,10 +75,8 @@ def check(student: Callable) -> Result:
             return Result(
                 False, f"{name} stopped with {type(error).__name__}: {error} (called with {_show(arguments)})."
             )
-        if answer is ...:
-            return Result(False, f"{name} is not attempted yet: replace the `...` and run the cell again.")
-        if answer is None:
-            return Result(False, f"{name} returns nothing: end it with `return`.")
+        if answer is ... or answer is None:
+            return Result(False, f"{name} is not attempted yet: replace the `...`, and end with `return`.")
         answers.append(answer)
     wanted = [task.reference(*arguments) for arguments in examples]
     if all(map(_same, answers, wanted)):
