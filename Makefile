@@ -40,8 +40,9 @@ fetch: .venv/course
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	@touch $@
 
-# Compile the pins again from pyproject.toml. A machine that knows a CPU build of torch would pin its suffix: it is cut off.
+# Compile the pins again from pyproject.toml, without what only torch's CUDA build needs.
+PINS = uv pip compile -q pyproject.toml --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate --no-header
 pins:
-	uv pip compile -q pyproject.toml --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements.txt
-	uv pip compile -q pyproject.toml --extra dev -c requirements.txt --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements-dev.txt
-	sed -i 's/+cpu//' requirements.txt requirements-dev.txt
+	$(PINS) -o requirements.txt
+	$(PINS) --extra dev -c requirements.txt -o requirements-dev.txt
+	sed -i -E 's/\+cpu//; /^(cuda|nvidia|triton)/d' requirements.txt requirements-dev.txt

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -118,12 +119,11 @@ def test_decoding(page, lab):
         for i in range(sliders):  # from one end to the other: the picture must change
             handles.nth(i).press("Home")
             page.wait_for_timeout(1000)
-            took[f"{id} {i}"] = seconds_to_change(
-                page, lambda: handles.nth(i).press("End"), lambda: picture.get_attribute("src")
-            )
+            end, source = partial(handles.nth(i).press, "End"), partial(picture.get_attribute, "src")
+            took[f"{id} {i}"] = seconds_to_change(page, end, source)
     text = cell.locator("input[type=text]").first
     text.fill("<script>document.title = 'bad'</script> & \"quotes\" 😀")
-    took["text"] = seconds_to_change(page, lambda: text.press("Enter"), lambda: picture.get_attribute("src"))
+    took["text"] = seconds_to_change(page, partial(text.press, "Enter"), source)
     drawn = cell.locator(".widget-html-content").last
     button = cell.get_by_role("button", name="Draw 30 tokens")
     took["button"] = seconds_to_change(page, button.click, drawn.inner_text)

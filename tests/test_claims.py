@@ -47,6 +47,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(claims, "COMMITTED", tmp_path / "results.json")
     monkeypatch.setattr(claims, "README", tmp_path / "README.md")
+    monkeypatch.setattr(claims, "PICTURE", tmp_path / "measured.png")
     claims.COMMITTED.write_text("{}")
     return tmp_path
 

@@ -18,6 +18,7 @@ import platform
 import re
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -26,7 +27,7 @@ import yaml
 
 REPO = Path(__file__).resolve().parents[1]
 CLAIMS, COMMITTED = REPO / "data" / "claims.yaml", REPO / "data" / "results.json"
-RESULTS, README = REPO / "results", REPO / "README.md"
+RESULTS, README, PICTURE = REPO / "results", REPO / "README.md", REPO / "data" / "measured.png"
 START, END = "<!-- claims -->", "<!-- /claims -->"
 UNMEASURED = "not yet measured"
 SIGNS = {"holds": "✓ holds", "does not hold here": "✗ does not hold here", "undecided": "? undecided"}
@@ -245,6 +246,33 @@ def readme_block() -> str:
     return f"{START}\n\n{table(_read(COMMITTED))}\n\n{END}"
 
 
+def picture(results: dict[str, dict], file: Path) -> None:
+    """Draw every measured claim, one a row: its interval beside the threshold of its rule, and the verdict."""
+    import matplotlib.pyplot as plt
+
+    measured = [claim for id, claim in load().items() if id in results]
+    figure, axes = plt.subplots(figsize=(13, 0.9 * len(measured) + 1.2), layout="constrained")
+    for row, claim in enumerate(measured):
+        result = results[claim["id"]]
+        _, _, here, rule, sign = _words(claim, result)
+        limits = _limits(claim["rule"])
+        ends = [x for x in (result["measured"], result["low"], result["high"]) if x is not None]
+        scale = max(abs(x - limits[0]) for x in [*ends, limits[-1]]) or 1  # each row has a unit of its own
+        x, *interval = ((end - limits[0]) / scale for end in ends)
+        axes.plot(interval or [x], [row] * len(interval or [x]), color=COLOURS[sign], lw=6, solid_capstyle="round")
+        axes.plot(x, row, "o", color=COLOURS[sign], ms=13)
+        axes.plot([(limit - limits[0]) / scale for limit in limits], [row] * len(limits), "k|", ms=26, mew=2)
+        axes.text(-1.15, row, textwrap.fill(claim["statement"]["en"], 58), ha="right", va="center", fontsize=13)
+        axes.text(1.15, row, f"{sign}\n{here}", va="center", fontsize=13, color=COLOURS[sign])
+    axes.set(xlim=(-1.1, 1.1), ylim=(len(measured) - 0.5, -0.5))
+    axes.set_title(
+        "Measured on a two-core laptop: dot and interval beside the threshold | of the claim's rule", fontsize=14
+    )
+    axes.axis("off")
+    figure.savefig(file, dpi=100)
+    plt.close(figure)
+
+
 def check() -> list[str]:
     """A sentence for each claim whose verdict here is not the committed one, or that only one side has."""
     here, there = local_results(), _read(COMMITTED)
@@ -262,6 +290,7 @@ def accept() -> None:
     merged = _read(COMMITTED) | local_results()
     _write(COMMITTED, _json({id: merged[id] for id in load() if id in merged}))
     _write(README, before + readme_block() + after)
+    picture(_read(COMMITTED), PICTURE)
 
 
 def main(arguments: list[str] | None = None) -> str | None:
