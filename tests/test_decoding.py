@@ -102,11 +102,11 @@ def test_ignore_eos_goes_on():
 def test_stop_strings_are_generates(smollm2):
     model, tokenizer = smollm2
     x = tokenizer("The colours of the rainbow are red,", return_tensors="pt")
-    stop = decoding.stop_at(tokenizer, ["green"], x.input_ids.shape[1])
+    stop = decoding.stop_at(tokenizer, ["blue"], x.input_ids.shape[1])
     ours = decoding.greedy(model, x.input_ids, 30, stop=stop)
-    theirs = model.generate(**x, max_new_tokens=30, do_sample=False, stop_strings=["green"], tokenizer=tokenizer)
+    theirs = model.generate(**x, max_new_tokens=30, do_sample=False, stop_strings=["blue"], tokenizer=tokenizer)
     assert torch.equal(ours, theirs)
-    assert tokenizer.decode(ours[0]).endswith("green")
+    assert tokenizer.decode(ours[0]).endswith("blue")
 
 
 def test_stream_yields_at_once(smollm2):

@@ -78,3 +78,8 @@ def test_labels_show_what_cannot_be_seen():
 
 def test_a_label_with_markup_is_drawn_as_it_is():
     plots.distribution(["$x_", "<b>", "\\frac{"], [0.5, 0.3, 0.2], [0.6, 0.4, 0.0], "$50 & more").canvas.draw()
+
+
+def test_korean_is_drawn_with_korean_glyphs(recwarn):
+    plots.distribution(["서울", "안녕 a"], [0.6, 0.4], [1.0, 0.0], "한국어").canvas.draw()
+    assert not [str(warning.message) for warning in recwarn]

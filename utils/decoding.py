@@ -133,7 +133,7 @@ def greedy(model, input_ids, max_new_tokens, repetition_penalty=1.0, **options) 
     """The likeliest token, at every step. `options`: attention_mask, ignore_eos, stop, as in `stream`."""
 
     def choose(logits: Tensor, ids: Tensor) -> Tensor:
-        return penalize_repeats(logits, ids, repetition_penalty).argmax(-1)
+        return penalize_repeats(logits, ids, repetition_penalty, options.get("attention_mask")).argmax(-1)
 
     return _collect(input_ids, stream(model, input_ids, max_new_tokens, choose, **options))
 
@@ -153,8 +153,9 @@ def sample(
     """Draw each token from the next-token distribution after `warp`. `options`: as in `stream`."""
 
     def choose(logits: Tensor, ids: Tensor) -> Tensor:
-        logits = warp(penalize_repeats(logits, ids, repetition_penalty), temperature, top_k, top_p, min_p)
-        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        logits = penalize_repeats(logits, ids, repetition_penalty, options.get("attention_mask"))
+        probabilities = warp(logits, temperature, top_k, top_p, min_p).softmax(-1)
+        return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
     return _collect(input_ids, stream(model, input_ids, max_new_tokens, choose, **options))
 
@@ -207,10 +208,17 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
 
 
-def penalize_repeats(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    """Make the tokens of `ids` (batch, tokens) less likely by the factor `penalty` (Keskar et al. 2019)."""
+def penalize_repeats(logits: Tensor, ids: Tensor, penalty: float, attention_mask: Tensor | None = None) -> Tensor:
+    """Make the tokens of `ids` (batch, tokens) less likely by the factor `penalty` (Keskar et al. 2019).
+
+    `attention_mask` (batch, prompt): padding is not penalised; its id often is that of the end of the text.
+    """
     if penalty == 1:
         return logits
+    if attention_mask is not None:
+        prompt = attention_mask.shape[1]
+        real = ids[:, :prompt].where(attention_mask.bool(), ids[:, prompt - 1 : prompt])
+        ids = torch.cat([real, ids[:, prompt:]], dim=1)
     seen = logits.gather(1, ids)
     return logits.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
 

@@ -1,10 +1,13 @@
 """The house style, and the figures that more than one cell draws.
 
 Readable from the last row (16 pt on an 11-inch figure), colours apart for the colour-blind (Okabe and Ito 2008). Text
-that a model wrote is shown as it is: matplotlib's markup is off.
+that a model wrote is shown as it is (`parse_math=False`), in Korean too.
 """
 
+import importlib.metadata
+
 import matplotlib.pyplot as plt
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -25,6 +28,9 @@ DECODERS = {
 
 def style() -> None:
     """Switch the house style on; the setup cell of every notebook calls it."""
+    for file in importlib.metadata.files("koreanize-matplotlib"):
+        if file.name in ("NanumGothic.ttf", "NanumGothicBold.ttf"):
+            font_manager.fontManager.addfont(file.locate())
     plt.rcParams.update(
         {
             "figure.figsize": (11, 4.5),
@@ -41,7 +47,7 @@ def style() -> None:
             "lines.linewidth": 3,
             "lines.markersize": 9,
             "legend.frameon": False,
-            "text.parse_math": False,
+            "font.family": ["NanumGothic", "DejaVu Sans"],
         }
     )
 
@@ -59,8 +65,11 @@ def distribution(tokens: list[str], before: list[float], after: list[float], tit
     figure.subplots_adjust(left=0.09, right=0.99, top=0.9, bottom=0.33)
     axes.bar(range(len(tokens)), after, color=[BLUE if p else LIGHT for p in after], label="after the settings")
     axes.step([i - 0.5 for i in range(len(tokens) + 1)], [*before, before[-1]], where="post", color=RED, label="model")
-    axes.set_xticks(range(len(tokens)), [token(t) for t in tokens], rotation=60, ha="right", fontsize=13)
-    axes.set(ylabel="probability", ylim=(0, max(0.05, *before, *after) * 1.05), title=title)
+    axes.set_xticks(
+        range(len(tokens)), [token(t) for t in tokens], rotation=60, ha="right", fontsize=13, parse_math=False
+    )
+    axes.set(ylabel="probability", ylim=(0, max(0.05, *before, *after) * 1.05))
+    axes.set_title(title, parse_math=False)
     axes.grid(axis="x", visible=False)
     axes.legend()
     return figure
@@ -82,7 +91,15 @@ def tree(levels: list[list[tuple[int, str, float, bool]]], root: str, title: str
     figure.subplots_adjust(0, 0, 1, 0.93)
     axes.axis("off")
     above = [(0.0, 0.0)]
-    axes.text(0, 0, root, ha="center", va="center", bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": GREY})
+    axes.text(
+        0,
+        0,
+        root,
+        ha="center",
+        va="center",
+        parse_math=False,
+        bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": GREY},
+    )
     for depth, level in enumerate(levels, 1):
         order = sorted(range(len(level)), key=lambda i: (-above[level[i][0]][1], -level[i][2]))
         places = [(0.0, 0.0)] * len(level)
@@ -98,11 +115,13 @@ def tree(levels: list[list[tuple[int, str, float, bool]]], root: str, title: str
                 f"{token(label)}{' ' if dense else chr(10)}{probability:.2g}",
                 ha="center",
                 va="center",
+                parse_math=False,
                 fontsize=11 if dense else 13,
                 color="black" if kept else GREY,
                 fontweight="bold" if kept else "normal",
                 bbox={"boxstyle": "round,pad=0.25", "facecolor": "#DCEBF5" if kept else "white", "edgecolor": colour},
             )
         above = [(x, y * scale) for x, y in places]
-    axes.set(xlim=(-0.5, len(levels) + 0.5), ylim=(-6, 6), title=title)
+    axes.set(xlim=(-0.5, len(levels) + 0.5), ylim=(-6, 6))
+    axes.set_title(title, parse_math=False)
     return figure
