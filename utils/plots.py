@@ -29,7 +29,7 @@ DECODERS = {
 def style() -> None:
     """Switch the house style on; the setup cell of every notebook calls it."""
     for file in importlib.metadata.files("koreanize-matplotlib"):
-        if file.name in ("NanumGothic.ttf", "NanumGothicBold.ttf"):
+        if file.name == "NanumGothic.ttf":
             font_manager.fontManager.addfont(file.locate())
     plt.rcParams.update(
         {
@@ -47,7 +47,7 @@ def style() -> None:
             "lines.linewidth": 3,
             "lines.markersize": 9,
             "legend.frameon": False,
-            "font.family": ["NanumGothic", "DejaVu Sans"],
+            "font.family": ["DejaVu Sans", "NanumGothic"],
         }
     )
 
@@ -86,7 +86,7 @@ def intervals(axes: Axes, names: list[str], estimates: list[tuple[float, float, 
 
 def tree(levels: list[list[tuple[int, str, float, bool]]], root: str, title: str) -> Figure:
     """A search tree. Each level lists its nodes: (parent's index in the level above, label, probability of the whole
-    beginning, kept?). Kept nodes are drawn bold; the probability stands under each label."""
+    beginning, kept?). Kept nodes are blue; the probability stands by each label."""
     figure, axes = plt.subplots(figsize=(11, 6), layout="none")
     figure.subplots_adjust(0, 0, 1, 0.93)
     axes.axis("off")
@@ -118,7 +118,6 @@ def tree(levels: list[list[tuple[int, str, float, bool]]], root: str, title: str
                 parse_math=False,
                 fontsize=11 if dense else 13,
                 color="black" if kept else GREY,
-                fontweight="bold" if kept else "normal",
                 bbox={"boxstyle": "round,pad=0.25", "facecolor": "#DCEBF5" if kept else "white", "edgecolor": colour},
             )
         above = [(x, y * scale) for x, y in places]
