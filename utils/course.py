@@ -30,7 +30,7 @@ def run(notebook: Path, into: Path) -> tuple[float, float, str]:
         str(into),
     ]
     options = ["--ExecutePreprocessor.record_timing=False", "--ExecutePreprocessor.store_widget_state=False"]
-    options += ["--coalesce-streams"]
+    options += ["--CoalesceStreamsPreprocessor.enabled=True"]
     start = time.perf_counter()
     process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     output = process.stderr.read()
