@@ -30,7 +30,7 @@ def run(notebook: Path, into: Path) -> tuple[float, float, str]:
         str(into),
     ]
     options = ["--ExecutePreprocessor.record_timing=False", "--ExecutePreprocessor.store_widget_state=False"]
-    options += ["--CoalesceStreamsPreprocessor.enabled=True"]
+    options += ["--Exporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor"]
     start = time.perf_counter()
     process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     output = process.stderr.read()
