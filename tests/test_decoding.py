@@ -140,6 +140,13 @@ def test_speculative_greedy_is_greedy(draft, gamma):
         assert draft != "itself" or sum(accepted) == 50 - len(accepted) and len(accepted) <= 50 // (gamma + 1) + 1
 
 
+def test_speculative_is_generates_prompt_lookup(smollm2):
+    model, tokenizer = smollm2
+    x = tokenizer("The cat sat on the mat. The dog sat on the mat. The cat", return_tensors="pt")
+    theirs = model.generate(**x, max_new_tokens=20, do_sample=False, prompt_lookup_num_tokens=4)
+    assert torch.equal(decoding.speculative(model, decoding.lookup_draft(), x.input_ids, 20, gamma=4), theirs)
+
+
 def test_speculative_stops_at_the_end_of_sequence():
     model = tiny(3, vocabulary=12)
     for seed in range(8):

@@ -27,6 +27,7 @@ import yaml
 
 REPO = Path(__file__).resolve().parents[1]
 CLAIMS, COMMITTED = REPO / "data" / "claims.yaml", REPO / "data" / "results.json"
+PAPERS = REPO / "data" / "papers"
 RESULTS, README, PICTURE = REPO / "results", REPO / "README.md", REPO / "data" / "measured.png"
 START, END = "<!-- claims -->", "<!-- /claims -->"
 UNMEASURED = "not yet measured"
