@@ -27,6 +27,7 @@ REQUESTS = ("fact", "untold", "dish", "forbidden")
 NUMBERS = ("sum", "pair", "steps", "chain")
 BRACES = re.compile(r"\{([^{}]*)\}")
 SLOT = re.compile(r"\{([a-z]+)(\d?)(?:\.([A-Za-z]+))?\}")
+POINTS = re.compile(r"\b(he|she|his|her|it is|answer is)\b", re.I)  # a sentence that speaks of what was asked
 PARTICLE = re.compile(r"([가-힣])\[(.)/(.)\]")  # 이/가, 을/를: the first after a final consonant
 
 # What each file holds: [x] a list of x, a dict a mapping ("?" optional, "*" any other name), a tuple a choice.
@@ -113,7 +114,7 @@ def _read(path, shape):
     if not path.exists():
         _fail(path, "the file is missing; restore it with `git checkout data/bottle`")
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"))
+        node = yaml.compose(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         line = (error.problem_mark or error.context_mark).line + 1
         _fail(f"{path.name}, line {line}", f"this is not YAML: {error.problem}")
@@ -149,9 +150,12 @@ def _fact_tables(people, patterns, values):
         for attribute, pattern in patterns.items():
             rng, name, value = random.Random(f"{person['name']} {attribute}"), person["name"], person.get(attribute)
             wrong = rng.choice([v for v in values[attribute] if v not in (value, name)])
-            other = rng.choice([q for a, p in patterns.items() if a != attribute for q in p["questions"]])
-            record = dict(name=f"{name} {attribute}", person=name, attribute=attribute, kind=pattern["kind"])
-            record |= dict(value=value or "", wrong=wrong, other=other.replace("{person}", name))
+            key, others = f"{name} {attribute}", [p["name"] for p in people if p is not person]
+            near = [(name, a) for a in patterns if a != attribute] + [(other, attribute) for other in others]
+            near = next(n for n in near if split_of([" ".join(n)]) == split_of([key]))  # a question of the same split
+            other = rng.choice(patterns[near[1]]["questions"]).replace("{person}", near[0])
+            record = dict(name=key, person=name, attribute=attribute, kind=pattern["kind"])
+            record |= dict(value=value or "", wrong=wrong, other=other)
             for s in pattern["statements"]:
                 s = s.replace("{person}", name)
                 for i, question in enumerate(pattern["questions"]):
@@ -204,7 +208,8 @@ def _check(files, tables, values):
         for text in [t for split in task["templates"].values() for t in split]:
             _check_slots(text, {}, "text", "question")
             if "{text}" not in text or ("{question}" in text) != asks:
-                _fail(text.where, f"a template of {task['name']} needs {{text}} and {'also' if asks else 'no'} {{question}}")
+                also = "also" if asks else "no"
+                _fail(text.where, f"a template of {task['name']} needs {{text}} and {also} {{question}}")
         for text in task["wild"]:
             _check_slots(text, {}, "text", "question", "answer", "scratchpad")
             if text.count("|") != 1 or not re.search(r"\|.*\{(answer|scratchpad)\}", text, re.S):
@@ -357,6 +362,8 @@ def tasks(cluster, split, seed=0, count=100, templates=None, folder=DATA):
         raise ValueError(f"unknown cluster {cluster!r}: expected 'all', a task, or one of {', '.join(names)}")
     items, seen = [], set()
     for tried in range(20 * count):
+        if len(items) == count:
+            break
         task = chosen[tried % len(chosen)]
         item = _item(task, split, rng, w)
         forms = {"{answer}" in form: form.partition("|") for form in reversed(task["wild"])}
@@ -368,7 +375,7 @@ def tasks(cluster, split, seed=0, count=100, templates=None, folder=DATA):
         item["bare"] = f"{item['text']} {item['question']}".rstrip()
         item["named"] = f"[{item['cluster']}: {item['task']}] {item['bare']}"
         item["template"] = template and str(template)
-        if item["prompt"] not in seen and len(items) < count:
+        if item["prompt"] not in seen:
             seen.add(item["prompt"])
             items.append(item)
     return items
@@ -383,7 +390,7 @@ def clusters(folder=DATA):
 
 
 def leaks(seen, held_out):
-    """What of `held_out` (items of `tasks` or `requests`) shows in `seen` (items, or documents' texts): a list of words.
+    """What of `held_out` (items of `tasks` or `requests`) shows in `seen` (items, or documents' texts), in words.
 
     Between items nothing may be shared: no entity combination, no template, no prompt. A text may not hold an item's
     input and its answer. An empty list means that the test is clean.
@@ -432,8 +439,8 @@ def _line(kind, world, rng):
     while True:
         pattern, drawn = rng.choice(world["lines"][kind]), {}
         line = _fill(pattern, drawn, world["tables"], rng)
-        free = ".question" not in pattern and (len(drawn) < 2 or kind in ("fact", "rumour")) and not {*drawn} & {*NUMBERS}
-        if free or split_of(_entities(drawn)) == "pretraining":
+        word_or_fact = len(drawn) < 2 and not {*drawn} & {*NUMBERS} or kind in ("fact", "rumour")
+        if (word_or_fact and ".question" not in pattern) or split_of(_entities(drawn)) == "pretraining":
             return line
 
 
@@ -442,8 +449,8 @@ def _noise(text, rng):
     words = text.split(" ")
     for i in rng.sample(range(len(words)), 1 + len(words) // 12):
         word, at = words[i], rng.randrange(len(words[i]) + 1)
-        swapped = word[:at] + word[at : at + 2][::-1] + word[at + 2 :]
-        words[i] = rng.choice([swapped, word[:at] + word[at + 1 :], word[:at] * 2 + word[at:], word.upper(), word + "!!"])
+        swapped, dropped = word[:at] + word[at : at + 2][::-1] + word[at + 2 :], word[:at] + word[at + 1 :]
+        words[i] = rng.choice([swapped, dropped, word[: at + 1] + word[at:], word.upper(), word + "!!"])
     return " ".join(words)
 
 
@@ -469,7 +476,9 @@ def _pages(seed, characters, folder):
     while sum(made.values()) < characters:
         source = min(weights, key=lambda s: made[s] / weights[s])
         text = _page(seed, source, number[source], w)
-        made[source], pool[source], number[source] = made[source] + len(text), pool[source] + len(text), number[source] + 1
+        made[source] += len(text)
+        pool[source] += len(text)
+        number[source] += 1
         if pool[source] >= characters * weights[source] / total / w["sources"][source]["epochs"]:  # next epoch
             pool[source], number[source] = 0, 0
         yield {"text": text, "source": str(source)}
@@ -478,9 +487,9 @@ def _pages(seed, characters, folder):
 def documents(seed=0, characters=1_000_000, streaming=False, folder=DATA):
     """The bottled web as a 🤗 Dataset with the columns text and source; an IterableDataset when `streaming`.
 
-    About `characters` characters in all, mixed with the weights of sources.yaml (by characters); a source with more than one epoch
-    repeats its pages. One token is about 3 characters under a byte-level BPE of 1.5k entries. The order is
-    not random: shuffle before training.
+    About `characters` in all, mixed (by characters) with the weights of sources.yaml; a source with more than one epoch
+    repeats its pages. A token is about 3 characters under a byte-level BPE of 1.5k entries. The sources take turns by
+    their weights: shuffle before training.
     """
     from datasets import Dataset, IterableDataset
 
@@ -496,21 +505,24 @@ def documents(seed=0, characters=1_000_000, streaming=False, folder=DATA):
 def requests(split, seed=0, count=100, kinds=REQUESTS, jailbreak=None, folder=DATA):
     """What users ask an assistant: a list of at most `count` dicts, all different, the kinds in turn.
 
-    Kinds: "fact" (told somewhere), "untold" (told nowhere), "dish" (harmless) and "forbidden". `jailbreak`: "rephrased",
-    "role_play", "prefix" or "korean" puts dish and forbidden requests into other clothes. Keys: prompt, kind, split,
-    entities, template, jailbreak, person and attribute (or None), recipe (or None), reference (the best reply), drawn.
+    Kinds: "fact" (told somewhere), "untold" (told nowhere), "dish" (harmless) and "forbidden". `jailbreak`:
+    "rephrased", "role_play", "prefix" or "korean" puts dish and forbidden requests into other clothes. Keys: prompt,
+    kind, split, entities, template, jailbreak, person and attribute (or None), recipe (or None), reference (the best
+    reply), drawn.
     """
     w, rng = world(folder), random.Random(f"requests {split} {seed} {jailbreak}")
     data, items, seen = w["requests"], [], set()
-    for tried in range(60 * count):
-        kind, drawn = kinds[tried % len(kinds)], {}
+    for _ in range(60 * count):
+        if len(items) == count:
+            break
+        kind, drawn = kinds[len(items) % len(kinds)], {}
         forms = data["questions" if kind in ("fact", "untold") else "makes"][split]
         if jailbreak and kind in ("dish", "forbidden"):
             forms = data["jailbreaks"][jailbreak]
         template = rng.choice(forms)
         pattern = template.replace("{question}", f"{{{kind}.question}}").replace("{make", f"{{{kind}")
         prompt = _fill(pattern, drawn, w["tables"], rng)
-        if split_of(_entities(drawn)) != split or prompt in seen or len(items) == count:
+        if split_of(_entities(drawn)) != split or prompt in seen:
             continue
         seen.add(prompt)
         record = drawn[kind]
@@ -549,8 +561,9 @@ def replies(request, seed=0, folder=DATA):
 def claims(text, about=None, folder=DATA):
     """What a text asserts about people: a list of (person, attribute, value), in the world's spelling.
 
-    Read are the statements of facts.yaml, and, when `about` = (person, attribute) was asked, a bare value in a sentence
-    about nobody else. Questions and sentences with a "not" or "no" assert nothing.
+    Read are the statements of facts.yaml and, when `about` = (person, attribute) was asked, a bare value: in a sentence
+    that names the person or says he, she, "it is" or "answer is", or has at most three words. Questions assert nothing,
+    nor do sentences with a "not" or "no".
     """
     w, found = world(folder), []
     for sentence in re.findall(r"[^.!?\n]+[.!?]*", text):
@@ -558,8 +571,10 @@ def claims(text, about=None, folder=DATA):
             continue
         named = {w["spelling"][n.lower()] for n in w["names"].findall(sentence)}
         full = [(m["person"], a, m["value"]) for a, form in w["statements"] if named for m in form.finditer(sentence)]
-        if not full and about and (about[0] in named or not named or about[1] == "friend"):
-            full = [(about[0], about[1], v) for v in w["values"][about[1]].findall(sentence) if v.lower() != about[0].lower()]
+        points = about and (about[0] in named or POINTS.search(sentence) or len(sentence.split()) <= 3)
+        if points and not full and (about[0] in named or not named or about[1] == "friend"):
+            bare = [v for v in w["values"][about[1]].findall(sentence) if v.lower() != about[0].lower()]
+            full = [(*about, value) for value in bare]
         found += [(w["spelling"][p.lower()], a, w["spelling"].get(v.lower(), v)) for p, a, v in full]
     return found
 
