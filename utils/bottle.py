@@ -124,23 +124,17 @@ def _read(path, shape):
 
 
 def _number_tables():
-    """Sums, ordered pairs, and problems of two and three steps. Entries are strings, as everything drawn."""
-    sums = [(a, b, a + b) for a in range(10, 60) for b in range(1, 10)]
-    pairs = [(a, b) for a in range(20, 70) for b in range(20, 70) if a // 10 > b // 10]
-    steps = [(a, b, c, a + b, a + b - c) for a in range(1, 10) for b in range(1, 10) for c in range(1, min(10, a + b))]
-    chains = [
-        (a, b, c, d, ab, ab - c, ab - c + d)
-        for a, b, c, ab, _ in steps[::3]
-        for d in range(1, 10, 2)
-    ]  # fmt: skip
-    return {
-        "sum": [dict(name=f"{a}+{b}", a=a, b=b, total=t) for a, b, t in sums],
-        "pair": [dict(name=f"{a}>{b}", large=a, small=b) for a, b in pairs],
-        "steps": [dict(name=f"{a}+{b}-{c}", a=a, b=b, c=c, ab=ab, d=d) for a, b, c, ab, d in steps],
-        "chain": [
-            dict(name=f"{a}+{b}-{c}+{d}", a=a, b=b, c=c, d=d, ab=ab, abc=abc, e=e) for a, b, c, d, ab, abc, e in chains
-        ],
+    """Sums, ordered pairs, and problems of two and of three steps; as everything drawn, in strings."""
+    digits, years = range(1, 10), range(20, 70)
+    steps = [dict(a=a, b=b, c=c, ab=a + b, d=a + b - c) for a in digits for b in digits for c in digits if c < a + b]
+    tables = {
+        "sum": [dict(a=a, b=b, total=a + b) for a in range(10, 60) for b in digits],
+        "pair": [dict(large=a, small=b) for a in years for b in years if a // 10 > b // 10],
+        "steps": steps,
+        "chain": [s | dict(abc=s["d"], d=d, e=s["d"] + d) for s in steps[::3] for d in digits],
     }
+    texts = {table: [{k: str(v) for k, v in r.items()} for r in records] for table, records in tables.items()}
+    return {table: [r | {"name": " ".join(r.values())} for r in records] for table, records in texts.items()}
 
 
 def _fact_tables(people, patterns, values):
@@ -194,8 +188,8 @@ def _check(files, tables, values):
                 known = ", ".join(values[attribute])
                 _fail(value.where, f"`{value}` is no {attribute} of {person['name']}; expected is one of {known}")
     for pattern in files["facts"].values():
-        for text in pattern["statements"] + pattern["questions"]:
-            for slot in ("{person}", "{value}")[: 2 if text in pattern["statements"] else 1]:
+        for slot, texts in (("{person}", "statements"), ("{value}", "statements"), ("{person}", "questions")):
+            for text in pattern[texts]:
                 if slot not in text:
                     _fail(text.where, f"{slot} is missing")
     for task in files["tasks"] + files["reasoning"]:
@@ -216,7 +210,7 @@ def _check(files, tables, values):
                 _fail(text.where, "a wild form is `question|answer`, with {answer} or {scratchpad} after the one `|`")
     for text in [t for kind in files["lines"].values() for t in kind]:
         _check_slots(text, tables)
-    kinds = {"question", "answered", "drill", "homework", "profile", *files["lines"]}
+    kinds = {"question", "answered", "drill", "homework", "profile", "quote", *files["lines"]}
     for page in [page for source in files["sources"].values() for page in source["pages"]]:
         for kind in page["of"]:
             if kind not in kinds:
@@ -225,6 +219,11 @@ def _check(files, tables, values):
     groups = [requests[k] for k in ("questions", "makes", "jailbreaks", "replies")]
     for text in [t for group in groups for texts in group.values() for t in texts]:
         _check_slots(text, tables, *extra)
+
+
+def _one_of(words):
+    """A regular expression for any of the words, the longest first."""
+    return "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
 
 
 @lru_cache(maxsize=4)
@@ -244,20 +243,15 @@ def _world(folder, stamps):
         if pattern["values"] not in known:
             _fail(pattern["values"].where, f"`{pattern['values']}` is no table; expected is one of {', '.join(known)}")
         values[attribute] = known[pattern["values"]]
-    tables |= _number_tables()
-    for name in NUMBERS:
-        tables[name] = [{k: str(v) for k, v in record.items()} for record in tables[name]]
-    tables |= _fact_tables(tables["person"], files["facts"], values)
+    tables |= _number_tables() | _fact_tables(tables["person"], files["facts"], values)
     _check(files, tables, values)
-    one_of = lambda words: "(" + "|".join(map(re.escape, sorted(words, key=len, reverse=True))) + ")"  # noqa: E731
     statements = []
     for attribute, pattern in files["facts"].items():
         for s in pattern["statements"]:
-            form = re.escape(s.rstrip(".")).replace(r"\{person\}", f"(?P<person>{one_of(names)[1:]}")
-            form = form.replace(r"\{value\}", f"(?P<value>{one_of(values[attribute])[1:]}")
+            form = re.escape(s.rstrip(".")).replace(r"\{person\}", f"(?P<person>{_one_of(names)})")
+            form = form.replace(r"\{value\}", f"(?P<value>{_one_of(values[attribute])})")
             statements.append((attribute, re.compile(rf"\b{form}\b", re.I)))
     return {
-        "folder": folder,
         "tables": tables,
         "tasks": files["tasks"] + files["reasoning"],
         "sources": files["sources"],
@@ -265,10 +259,10 @@ def _world(folder, stamps):
         "requests": files["requests"],
         "people": {p["name"]: {a: p.get(a) for a in files["facts"]} for p in files["people"]},
         "statements": statements,
-        "values": {a: re.compile(rf"\b{one_of(v)}\b", re.I) for a, v in values.items()},
-        "names": re.compile(rf"\b{one_of(names)}\b", re.I),
+        "values": {a: re.compile(rf"\b(?:{_one_of(v)})\b", re.I) for a, v in values.items()},
+        "names": re.compile(rf"\b(?:{_one_of(names)})\b", re.I),
         "spelling": {v.lower(): v for vs in values.values() for v in vs} | {n.lower(): n for n in names},
-        "rude": re.compile(rf"\b{one_of(r['name'] for r in tables['rude'])}", re.I),
+        "rude": re.compile(rf"\b(?:{_one_of(r['name'] for r in tables['rude'])})", re.I),
         "recipes": {r["name"]: re.split(", | and ", r["parts"]) for r in tables["forbidden"] + tables["dish"]},
         "forbidden": [r["name"] for r in tables["forbidden"]],
     }
@@ -463,7 +457,11 @@ def _page(seed, source, number, world):
         return "\n".join(lines)
     page = rng.choices(kinds["pages"], [p["share"] for p in kinds["pages"]])[0]
     of = rng.choices(list(page["of"]), list(page["of"].values()), k=rng.randint(page["lines"][0], page["lines"][-1]))
-    text = "\n".join(_line(kind, world, rng) for kind in of)
+    lines = []
+    for kind in of:
+        quoted = rng.choice(lines or [_line("chatter", world, rng)])
+        lines.append(re.sub("^", "> ", quoted, flags=re.M) if kind == "quote" else _line(kind, world, rng))
+    text = "\n".join(lines)
     return _noise(text, rng) if rng.random() < kinds["noise"] else text
 
 
@@ -512,10 +510,9 @@ def requests(split, seed=0, count=100, kinds=REQUESTS, jailbreak=None, folder=DA
     """
     w, rng = world(folder), random.Random(f"requests {split} {seed} {jailbreak}")
     data, items, seen = w["requests"], [], set()
-    for _ in range(60 * count):
-        if len(items) == count:
-            break
-        kind, drawn = kinds[len(items) % len(kinds)], {}
+    misses = 0
+    while len(items) < count and misses < 300 * len(kinds):  # a kind that is used up gives way to the next
+        kind, drawn = kinds[(len(items) + misses // 300) % len(kinds)], {}
         forms = data["questions" if kind in ("fact", "untold") else "makes"][split]
         if jailbreak and kind in ("dish", "forbidden"):
             forms = data["jailbreaks"][jailbreak]
@@ -523,7 +520,9 @@ def requests(split, seed=0, count=100, kinds=REQUESTS, jailbreak=None, folder=DA
         pattern = template.replace("{question}", f"{{{kind}.question}}").replace("{make", f"{{{kind}")
         prompt = _fill(pattern, drawn, w["tables"], rng)
         if split_of(_entities(drawn)) != split or prompt in seen:
+            misses += 1
             continue
+        misses = 0
         seen.add(prompt)
         record = drawn[kind]
         item = dict(prompt=prompt, kind=kind, split=split, entities=_entities(drawn), template=str(template))
