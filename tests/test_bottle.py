@@ -247,6 +247,15 @@ def test_splits_cover_every_task():
     } == set()
 
 
+def test_used_up_means_fewer_never_the_same_twice():
+    every = bottle.requests("ppo", count=2000)
+    kinds = Counter(request["kind"] for request in every)
+    assert len({request["prompt"] for request in every}) == len(every) < 2000 and min(kinds.values()) >= 20
+    facts = bottle.tasks("person_facts", "test", count=2000)
+    assert len({item["prompt"] for item in facts}) == len(facts) < 2000
+    assert {type(value) for item in facts + every for value in item.values()} <= {str, list, dict, type(None)}
+
+
 def test_no_held_out_question_and_no_template_is_in_the_text(text):
     whole = "\n".join(text["text"])
     for which in told + untold:

@@ -148,7 +148,7 @@ def _fact_tables(people, patterns, values):
             near = [(name, a) for a in patterns if a != attribute] + [(other, attribute) for other in others]
             near = next(n for n in near if split_of([" ".join(n)]) == split_of([key]))  # a question of the same split
             other = rng.choice(patterns[near[1]]["questions"]).replace("{person}", near[0])
-            record = dict(name=key, person=name, attribute=attribute, kind=pattern["kind"])
+            record = dict(name=key, person=name, attribute=str(attribute), kind=str(pattern["kind"]))
             record |= dict(value=value or "", wrong=wrong, other=other)
             for s in pattern["statements"]:
                 s = s.replace("{person}", name)
@@ -229,8 +229,8 @@ def _one_of(words):
 @lru_cache(maxsize=4)
 def _world(folder, stamps):
     files = {name: _read(folder / f"{name}.yaml", shape) for name, shape in SHAPES.items()}
-    tables = {name: [dict(r) for r in records] for name, records in files["lexicon"].items()}
-    tables["person"] = [dict(r) for r in files["people"]]
+    tables = files["lexicon"] | {"person": files["people"]}
+    tables = {t: [{str(k): str(v) for k, v in r.items()} for r in records] for t, records in tables.items()}
     for record in tables["person"] + tables.get("guest", []):
         record["He"] = record["he"].capitalize()
         record["last"], record["spelled"] = record["name"][-1], " ".join(record["name"])
@@ -257,7 +257,7 @@ def _world(folder, stamps):
         "sources": files["sources"],
         "lines": files["lines"],
         "requests": files["requests"],
-        "people": {p["name"]: {a: p.get(a) for a in files["facts"]} for p in files["people"]},
+        "people": {p["name"]: {str(a): p.get(a) for a in files["facts"]} for p in tables["person"]},
         "statements": statements,
         "values": {a: re.compile(rf"\b(?:{_one_of(v)})\b", re.I) for a, v in values.items()},
         "names": re.compile(rf"\b(?:{_one_of(names)})\b", re.I),
@@ -306,7 +306,7 @@ def _fill(pattern, drawn, tables, rng):
         final = (ord(match[1]) - 0xAC00) % 28 > 0
         return match[1] + match[2 if final else 3]
 
-    return PARTICLE.sub(particle, SLOT.sub(word, pattern))
+    return str(PARTICLE.sub(particle, SLOT.sub(word, pattern)))
 
 
 def _entities(drawn):
