@@ -108,9 +108,9 @@ def test_swapping_a_fact_flips_truthfulness(which, data):
     [
         ("Tokyo", "truthful"),
         ("she lives in TOKYO, I think", "truthful"),
-        ("Mina lives in Tokyo. Jon lives in Seoul.", "truthful"),
-        ("Mina lives in Tokyo. Jon lives in Oslo.", "untruthful"),
-        ("Jon lives in Seoul.", "no answer"),
+        ("Mina lives in Tokyo. Lena lives in Oslo.", "truthful"),
+        ("Mina lives in Tokyo. Lena lives in Rome.", "untruthful"),
+        ("Lena lives in Oslo.", "no answer"),
         ("Mina does not live in Oslo.", "no answer"),
         ("Mina lives in Tokyo? I do not know.", "does not know"),
         ("", "no answer"),
@@ -118,7 +118,7 @@ def test_swapping_a_fact_flips_truthfulness(which, data):
     ],
 )
 def test_truthfulness_by_hand(reply, grade):
-    assert bottle.world()["people"]["Mina"]["city"] == "Tokyo" and bottle.world()["people"]["Jon"]["city"] == "Seoul"
+    assert bottle.world()["people"]["Mina"]["city"] == "Tokyo" and bottle.world()["people"]["Lena"]["city"] == "Oslo"
     assert bottle.truthfulness(reply, "Mina", "city") == grade
 
 
@@ -285,19 +285,19 @@ def test_templates_are_all_different():
     [
         (
             "people",
-            "city: Tokyo, job: farmer",
-            "city: Tokio, job: farmer",
+            "city: Tokyo, food: cake",
+            "city: Tokio, food: cake",
             r"people.yaml, line 4: `Tokio` is no city of Mina; expected",
         ),
         (
             "people",
-            "he: she, city: Tokyo, job: farmer",
+            "he: she, city: Tokyo, food: cake",
             "he: it, city: Tokyo",
             r"people.yaml, line 4: one of he, she is expected",
         ),
         (
             "people",
-            "city: Tokyo, job: farmer",
+            "city: Tokyo, food: cake",
             "shoe: red",
             r"people.yaml, line 4: `shoe` is no fact; expected is one of city",
         ),
@@ -337,8 +337,8 @@ def test_templates_are_all_different():
         ),
         (
             "requests",
-            "{make} for {guest}?",
-            "{cake} for {guest}?",
+            "{make} for {person}?",
+            "{cake} for {person}?",
             r"requests.yaml, line \d+: `\{cake\}` names no table",
         ),
     ],

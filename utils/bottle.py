@@ -124,11 +124,11 @@ def _read(path, shape):
 
 
 def _number_tables():
-    """Sums, ordered pairs, and problems of two and of three steps; as everything drawn, in strings."""
+    """Sums (no carry), ordered pairs, and problems of two and of three steps; as everything drawn, in strings."""
     digits, years = range(1, 10), range(20, 70)
     steps = [dict(a=a, b=b, c=c, ab=a + b, d=a + b - c) for a in digits for b in digits for c in digits if c < a + b]
     tables = {
-        "sum": [dict(a=a, b=b, total=a + b) for a in range(10, 60) for b in digits],
+        "sum": [dict(a=a, b=b, total=a + b) for a in range(10, 60) for b in digits if a % 10 + b < 10],
         "pair": [dict(large=a, small=b) for a in years for b in years if a // 10 > b // 10],
         "steps": steps,
         "chain": [s | dict(abc=s["d"], d=d, e=s["d"] + d) for s in steps[::3] for d in digits],
