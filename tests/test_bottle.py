@@ -327,6 +327,13 @@ def test_templates_are_all_different():
         ),
         ("tasks", "Review: {text}", "Review:", r"tasks.yaml, line \d+: a template of review needs \{text\}"),
         ("tasks", "Good or bad?|", "Good or bad?", r"tasks.yaml, line \d+: a wild form is"),
+        ("tasks", '["{event.effect}", "{event2.effect}"]', '["{event99.effect}"]', r"tasks.yaml, line \d+: `\{event99"),
+        (
+            "tasks",
+            "{event2.effect}",
+            "{rude8}",
+            r"tasks.yaml, line \d+: `\{rude8\}` needs 8 different entries; rude has 7",
+        ),
         ("sources", "weight: 22", "weight: 22\n  weight: 23", r"sources.yaml, line \d+: `weight` is given twice"),
         ("sources", "profile: 1", "profil: 1", r"sources.yaml, line \d+: `profil` is no kind of line"),
         (

@@ -171,6 +171,10 @@ def _check_slots(text, tables, *extra):
         if not match or match[1] not in tables:
             expected = [*extra, *tables]
             _fail(text.where, f"`{{{inside}}}` names no table; expected is one of {', '.join(expected)}")
+        if len(tables[match[1]]) < int(match[2] or 1):
+            _fail(
+                text.where, f"`{{{inside}}}` needs {match[2]} different entries; {match[1]} has {len(tables[match[1]])}"
+            )
         fields = set.intersection(*(set(record) for record in tables[match[1]]))
         if (match[3] or "name") not in fields:
             _fail(text.where, f"`{{{inside}}}`: {match[1]} has no field {match[3]}; it has {', '.join(sorted(fields))}")
