@@ -1,0 +1,48 @@
+# Two commands: `make course` runs the course, `make test` passes its tests. README.md has each line for machines without make.
+PYTHON ?= python3.11
+BIN = .venv/bin
+
+.PHONY: course test lab bench fetch notebooks pins
+
+course: .venv/course
+	$(BIN)/python -m utils.course
+
+test: .venv/test fetch
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+	  || { apt-get update -qq && apt-get install -qq -y chromium; } >/dev/null 2>&1 || $(BIN)/playwright install chromium \
+	  || echo "WARNING: no Chromium could be installed: the browser tests will be skipped."
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest tests
+	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+	$(BIN)/python -m utils.claims --check
+
+lab: .venv/course fetch
+	$(BIN)/jupyter lab notebooks
+
+bench: .venv/course fetch
+	$(BIN)/python -m tests.bench
+
+# Run the notebooks in place, for a commit.
+notebooks: .venv/course fetch
+	$(BIN)/python -m utils.course --in-place
+
+fetch: .venv/course
+	@$(BIN)/python -c "from utils import benchmarks, models; models.load('smollm2'); benchmarks.load('squad')"
+
+.venv/course: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -r requirements.txt
+	$(BIN)/python -m pip install --no-deps -e .
+	@touch $@
+
+.venv/test: requirements-dev.txt .venv/course
+	$(BIN)/python -m pip install -r requirements-dev.txt
+	@touch $@
+
+# Compile the pins again from pyproject.toml, without what only torch's CUDA build needs.
+PINS = uv pip compile -q pyproject.toml --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate --no-header
+pins:
+	$(PINS) -o requirements.txt
+	$(PINS) --extra dev -c requirements.txt -o requirements-dev.txt
+	sed -i -E 's/\+cpu//; /^(cuda|nvidia|triton)/d' requirements.txt requirements-dev.txt

@@ -1,0 +1,11 @@
+"""Tests run with the network closed, here and in every process they start (tests/closed/sitecustomize.py)."""
+
+import os
+import sys
+from pathlib import Path
+
+CLOSED = Path(__file__).parent / "tests" / "closed"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CLOSED), os.environ.get("PYTHONPATH")]))
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(CLOSED))
+import sitecustomize  # noqa: E402, F401

@@ -1,0 +1,30 @@
+"""Models that several tests share."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from utils import models
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    return models.load("smollm2")
+
+
+def tiny(seed: int, layers: int = 2, vocabulary: int = 50, eos: int | None = 2) -> LlamaForCausalLM:
+    """A random Llama with opinions (large weights), so that greedy paths vary and texts end at different lengths."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.6,
+        eos_token_id=eos,
+        pad_token_id=1,  # not 0: `generate` takes a pad id of 0 for none in beam search
+        bos_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()

@@ -1,0 +1,93 @@
+"""Exercises: the reference passes, every planted bug is caught by name, the notebooks' solutions are right."""
+
+import re
+
+import nbformat
+import pytest
+import torch
+
+from tests.test_notebooks import NOTEBOOKS
+from utils import exercises
+
+ALL = [(name, message) for name, task in exercises.EXERCISES.items() for message in task.mistakes]
+
+
+def student(name, code):
+    """A function written as a student would write it."""
+    scope = {"torch": torch}
+    exec(code, scope)
+    return scope[name]
+
+
+@pytest.mark.parametrize("name", exercises.EXERCISES)
+def test_the_reference_passes_and_there_are_four_mistakes(name):
+    task = exercises.EXERCISES[name]
+    assert exercises.check(task.reference).passed
+    assert len(task.mistakes) >= 4
+
+
+@pytest.mark.parametrize(("name", "message"), ALL)
+def test_each_mistake_is_named(name, message):
+    def copy(*arguments):
+        return exercises.EXERCISES[name].mistakes[message](*arguments)
+
+    copy.__name__ = name
+    result = exercises.check(copy)
+    assert not result.passed
+    assert result.message == message
+
+
+# Bugs planted by hand, in other words than the mistakes above: (exercise, code, what the message must say).
+PLANTED = [
+    ("temperature", "return torch.exp(logits * temperature) / torch.exp(logits * temperature).sum(-1, keepdim=True)", "divide"),
+    ("temperature", "return torch.softmax(logits / temperature, dim=0)", "batch"),
+    ("temperature", "return logits.div(temperature)", "softmax"),
+    ("temperature", "p = logits.softmax(-1); return p / temperature", "sums to 1"),
+    ("temperature", "return logits.exp() / logits.exp().sum(-1, keepdim=True)", "no effect"),
+    ("top_k", "kth = logits.sort(-1).values[:, k - 1:k]\n    return torch.where(logits <= kth, logits, -torch.inf)", "least likely"),
+    ("top_k", "kth = logits.sort(-1, descending=True).values[:, k:k + 1]\n    return torch.where(logits < kth, -torch.inf, logits)", "too many"),
+    ("top_k", "kth = logits.sort(-1, descending=True).values[:, k - 1:k]\n    return torch.where(logits > kth, logits, -torch.inf)", "too few"),
+    ("top_k", "kth = logits.topk(k).values.min(-1, keepdim=True).values\n    return logits * (logits >= kth)", "-inf"),
+    ("top_k", "kth = logits.view(-1).sort(descending=True).values[k - 1]\n    return torch.where(logits >= kth, logits, -torch.inf)", "own"),
+    ("nucleus", "s, o = torch.sort(logits.softmax(-1), descending=True)\n    drop = (s.cumsum(-1) > p).gather(-1, o.argsort(-1))\n    return logits.masked_fill(drop, -torch.inf)", "stays"),
+    ("nucleus", "s, o = torch.sort(logits.softmax(-1), descending=True)\n    keep = (s.cumsum(-1) - s >= p).gather(-1, o.argsort(-1))\n    return torch.where(keep, logits, -torch.inf)", "turn"),
+    ("nucleus", "s = torch.sort(logits.softmax(-1), descending=True)[0]\n    return torch.where(s.cumsum(-1) - s < p, logits, -torch.inf)", "sorted order"),
+    ("nucleus", "return torch.where(logits.softmax(-1) >= p, logits, -torch.inf)", "running sum"),
+    ("beam_step", "v, i = log_probs.reshape(-1).topk(scores.numel())\n    V = log_probs.size(1)\n    return v, i // V, i % V", "scores"),
+    ("beam_step", "t = (scores.unsqueeze(1) + log_probs)\n    v, i = t.max(1)\n    return v, torch.arange(t.size(0)), i", "compete"),
+    ("beam_step", "t = (scores.unsqueeze(1) + log_probs)\n    v, i = t.reshape(-1).topk(t.size(0))\n    return v, i.remainder(t.size(1)), i // t.size(1)", "swapped"),
+    ("beam_step", "t = scores.unsqueeze(1) * log_probs\n    v, i = t.reshape(-1).topk(t.size(0))\n    return v, i // t.size(1), i % t.size(1)", "add"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "body", "word"), PLANTED)
+def test_planted_bugs_are_caught_by_name(name, body, word):
+    arguments = {"beam_step": "scores, log_probs", "temperature": "logits, temperature", "top_k": "logits, k"}
+    result = exercises.check(student(name, f"def {name}({arguments.get(name, 'logits, p')}):\n    {body}"))
+    assert not result.passed
+    assert word in result.message
+
+
+def test_what_is_not_attempted_stops_nothing():
+    for body in ("...", "return ...", "raise NotImplementedError"):
+        result = exercises.check(student("top_k", f"def top_k(logits, k):\n    {body}"))
+        assert not result.passed
+        assert "not attempted" in result.message
+    assert "ZeroDivisionError" in exercises.check(student("top_k", "def top_k(logits, k):\n    1 / 0")).message
+    assert "not right yet" in exercises.check(student("top_k", "def top_k(logits, k):\n    return logits * 3")).message
+
+
+def test_an_unknown_exercise_is_named():
+    with pytest.raises(ValueError, match="no exercise 'softmax'"):
+        exercises.check(student("softmax", "def softmax(x):\n    return x"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_solutions_in_the_notebooks_pass(path):
+    cells = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
+    stubs = [id for id in cells if id.startswith("stub-")]
+    for stub in stubs:
+        code = re.search(r"```python\n(.*?)```", cells[stub.replace("stub", "solution")], re.S)[1]
+        name = re.search(r"def (\w+)", code)[1]
+        assert exercises.check(student(name, code)).passed, stub
+        assert "not attempted" in exercises.check(student(name, cells[stub])).message

@@ -1,0 +1,80 @@
+"""Widgets: they change when used, quickly, and escape what a model wrote."""
+
+import ipywidgets
+import matplotlib
+import pytest
+
+from utils import plots, widgets
+
+matplotlib.use("agg")
+plots.style()
+
+
+def parts(widget, kind) -> list:
+    """All widgets of a kind inside a widget."""
+    inside = [part for child in getattr(widget, "children", ()) for part in parts(child, kind)]
+    return [widget] * isinstance(widget, kind) + inside
+
+
+def test_distribution_explorer(smollm2):
+    explorer = widgets.distribution_explorer(*smollm2, "The capital of France is")
+    (picture,), (button,), (drawn,) = (
+        parts(explorer, kind) for kind in (ipywidgets.Image, ipywidgets.Button, ipywidgets.HTML)
+    )
+    for slider in parts(explorer, (ipywidgets.FloatSlider, ipywidgets.IntSlider)):
+        for value in (slider.min, slider.max):
+            before, slider.value = picture.value, value
+            assert bytes(picture.value).startswith(b"\x89PNG")
+        assert picture.value != before
+    assert drawn.value == ""
+    button.click()
+    assert "×" in drawn.value
+    (text,) = parts(explorer, ipywidgets.Text)
+    for words in ("", "<script>alert(1)</script> & \"quotes\" '😀'", "서울"):
+        before, text.value = picture.value, words
+        assert picture.value != before
+
+
+def test_drawn_tokens_are_escaped(smollm2, monkeypatch):
+    model, tokenizer = smollm2
+    explorer = widgets.distribution_explorer(model, tokenizer, "x")
+    monkeypatch.setattr(type(tokenizer), "decode", lambda self, *_, **__: "<b>&")
+    parts(explorer, ipywidgets.Button)[0].click()
+    assert "&lt;b&gt;&amp;" in parts(explorer, ipywidgets.HTML)[0].value
+
+
+def test_beam_tree_keeps_what_beam_search_keeps(smollm2):
+    model, tokenizer = smollm2
+    text, beams, depth = "The nicest thing about Seoul is its", 3, 3
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    out = model.generate(
+        ids, max_new_tokens=depth, num_beams=beams, num_return_sequences=beams, length_penalty=0.0, do_sample=False
+    )
+    levels = widgets.BeamTree(model, tokenizer, text).levels(beams, depth)
+    best = max((node for node in levels[-1] if node[3]), key=lambda node: node[2])
+    words, index = [], levels[-1].index(best)
+    for level in reversed(levels):
+        words.insert(0, level[index][1])
+        index = level[index][0]
+    assert "".join(words) == tokenizer.decode(out[0, ids.shape[1] :])
+    assert [sum(node[3] for node in level) for level in levels] == [beams] * depth
+
+
+def test_beam_tree_redraws_without_reading_again(smollm2, monkeypatch):
+    tree = widgets.beam_tree(*smollm2, "Once upon a time")
+    monkeypatch.setattr(type(smollm2[0]), "forward", lambda *_, **__: pytest.fail("read again"))
+    (picture,) = parts(tree, ipywidgets.Image)
+    for slider in parts(tree, ipywidgets.IntSlider):
+        for value in (slider.min, slider.max):
+            before, slider.value = picture.value, value
+        assert picture.value != before
+
+
+def test_labels_show_what_cannot_be_seen():
+    assert plots.token(" a\n") == "␣a⏎"
+    assert plots.token("x" * 40) == "x" * 13 + "…"
+    assert plots.token("\x00") == "�"
+
+
+def test_a_label_with_markup_is_drawn_as_it_is():
+    plots.distribution(["$x_", "<b>", "\\frac{"], [0.5, 0.3, 0.2], [0.6, 0.4, 0.0], "$50 & more").canvas.draw()

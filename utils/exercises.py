@@ -1,0 +1,313 @@
+"""Check a student's function: `check(temperature)` compares it with the reference of the same name.
+
+Every exercise has a reference, examples to run it on, and the mistakes people make with it, each a function of its
+own with the sentence that names it. A wrong answer is compared with what each mistake gives, and its sentence is shown.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from html import escape
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Result:
+    """What `check` found: `passed`, and `message` to read."""
+
+    passed: bool
+    message: str
+
+    def __repr__(self) -> str:
+        return f"{'✓' if self.passed else '✗'} {self.message}"
+
+    def _repr_html_(self) -> str:
+        colour = "#0072B2" if self.passed else "#D55E00"
+        style = f"border-left:6px solid {colour};padding:.4em .8em;font-size:1.1em"
+        return f'<div style="{style}">{escape(repr(self))}</div>'
+
+
+@dataclass
+class Exercise:
+    reference: Callable
+    examples: Callable[[], list[tuple]]
+    mistakes: dict[str, Callable] = field(default_factory=dict)
+
+
+EXERCISES: dict[str, Exercise] = {}
+
+
+def exercise(examples: Callable[[], list[tuple]]) -> Callable:
+    """Make the decorated function the reference solution of the exercise with its name."""
+
+    def add(reference: Callable) -> Callable:
+        EXERCISES[reference.__name__] = Exercise(reference, examples)
+        return reference
+
+    return add
+
+
+def mistake(name: str, message: str) -> Callable:
+    """Add the decorated function to the mistakes of the exercise `name`."""
+
+    def add(wrong: Callable) -> Callable:
+        EXERCISES[name].mistakes[message] = wrong
+        return wrong
+
+    return add
+
+
+def check(student: Callable) -> Result:
+    """Compare a function with the reference of the same name; nothing that it does stops the notebook."""
+    name = getattr(student, "__name__", str(student))
+    if name not in EXERCISES:
+        raise ValueError(f"There is no exercise {name!r}: keep the function's name, one of {', '.join(EXERCISES)}.")
+    task = EXERCISES[name]
+    examples = task.examples()
+    answers = []
+    for arguments in examples:
+        try:
+            answer = student(*(a.clone() if isinstance(a, Tensor) else a for a in arguments))
+        except NotImplementedError:
+            answer = ...
+        except Exception as error:
+            return Result(
+                False, f"{name} stopped with {type(error).__name__}: {error} (called with {_show(arguments)})."
+            )
+        if answer is ... or answer is None:
+            return Result(False, f"{name} is not attempted yet: replace the `...`, and end with `return`.")
+        answers.append(answer)
+    wanted = [task.reference(*arguments) for arguments in examples]
+    if all(map(_same, answers, wanted)):
+        return Result(True, f"{name} is right: {len(examples)} examples give what they should.")
+    for message, wrong in task.mistakes.items():
+        if all(_same(answer, wrong(*arguments)) for answer, arguments in zip(answers, examples, strict=True)):
+            return Result(False, message)
+    i = next(i for i in range(len(examples)) if not _same(answers[i], wanted[i]))
+    return Result(
+        False, f"{name} is not right yet: for {_show(examples[i])} it gave {_show(answers[i])}, not {_show(wanted[i])}."
+    )
+
+
+def _same(a, b) -> bool:
+    if isinstance(b, tuple):
+        return isinstance(a, tuple | list) and len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(b, Tensor):
+        return (
+            isinstance(a, Tensor)
+            and a.shape == b.shape
+            and torch.allclose(a.double(), b.double(), 1e-4, 1e-6, equal_nan=True)
+        )
+    return not isinstance(a, Tensor) and a == b
+
+
+def _show(value) -> str:
+    if isinstance(value, tuple | list):
+        return "(" + ", ".join(map(_show, value)) + ")"
+    if isinstance(value, Tensor):
+        numbers = f" {[round(x, 3) for x in value.flatten().tolist()]}" if value.numel() <= 12 else ""
+        return f"a tensor {tuple(value.shape)}{numbers}"
+    return repr(value)[:80]
+
+
+def _logits(*shape: int, seed: int = 0) -> Tensor:
+    return 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# 06 Decoding: temperature ---------------------------------------------------------------------------------------------
+
+
+@exercise(lambda: [(_logits(1, 4), 0.5), (_logits(2, 5, seed=1), 2.0), (_logits(3, 8, seed=2), 1.3)])
+def temperature(logits, temperature):
+    return (logits / temperature).softmax(-1)
+
+
+@mistake("temperature", "You multiply by the temperature: a high temperature must flatten the distribution, so divide.")
+def _(logits, temperature):
+    return (logits * temperature).softmax(-1)
+
+
+@mistake("temperature", "You return logits: turn them into probabilities with softmax.")
+def _(logits, temperature):
+    return logits / temperature
+
+
+@mistake("temperature", "The temperature has no effect yet: divide the logits by it before the softmax.")
+def _(logits, temperature):
+    return logits.softmax(-1)
+
+
+@mistake(
+    "temperature", "You divide after the softmax: the row no longer sums to 1. Divide the logits, then take softmax."
+)
+def _(logits, temperature):
+    return logits.softmax(-1) / temperature
+
+
+@mistake("temperature", "Your softmax runs over the batch (dim 0): it must run over the vocabulary (dim -1).")
+def _(logits, temperature):
+    return (logits / temperature).softmax(0)
+
+
+@mistake("temperature", "You return log-probabilities: use softmax, not log_softmax.")
+def _(logits, temperature):
+    return (logits / temperature).log_softmax(-1)
+
+
+# 06 Decoding: top-k ---------------------------------------------------------------------------------------------------
+
+
+@exercise(lambda: [(_logits(1, 6), 2), (_logits(3, 7, seed=1), 3), (_logits(2, 20, seed=2), 1)])
+def top_k(logits, k):
+    smallest = logits.topk(k).values[:, -1:]
+    return logits.masked_fill(logits < smallest, -torch.inf)
+
+
+def _keep(logits: Tensor, k: int, largest: bool = True) -> Tensor:
+    index = logits.topk(k, largest=largest).indices
+    return torch.full_like(logits, -torch.inf).scatter(-1, index, logits.gather(-1, index))
+
+
+@mistake("top_k", "You keep the k least likely tokens: keep the k largest logits.")
+def _(logits, k):
+    return _keep(logits, k, largest=False)
+
+
+@mistake("top_k", "You keep one token too many: the k-th largest logit is the last one that stays.")
+def _(logits, k):
+    return _keep(logits, k + 1)
+
+
+@mistake("top_k", "You keep one token too few: the k-th largest logit itself must stay (compare with <, not <=).")
+def _(logits, k):
+    return logits.masked_fill(logits <= logits.topk(k).values[:, -1:], -torch.inf)
+
+
+@mistake("top_k", "A cut token still has a chance: after softmax a logit of 0 is not a probability of 0. Use -inf.")
+def _(logits, k):
+    return logits.masked_fill(logits < logits.topk(k).values[:, -1:], 0.0)
+
+
+@mistake("top_k", "One threshold serves the whole batch: each row needs the k-th largest of its own logits.")
+def _(logits, k):
+    return logits.masked_fill(logits < logits.flatten().topk(k).values[-1], -torch.inf)
+
+
+@mistake("top_k", "You return the k values only: keep the shape (batch, vocabulary), with -inf where a token is cut.")
+def _(logits, k):
+    return logits.topk(k).values
+
+
+# 06 Decoding: nucleus (top-p) -----------------------------------------------------------------------------------------
+
+
+@exercise(lambda: [(_logits(1, 6), 0.7), (_logits(3, 7, seed=1), 0.9), (_logits(2, 20, seed=2), 0.5)])
+def nucleus(logits, p):
+    probabilities, order = logits.softmax(-1).sort(descending=True)
+    before = probabilities.cumsum(-1) - probabilities
+    cut = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
+    return logits.masked_fill(cut, -torch.inf)
+
+
+def _cut(logits: Tensor, order: Tensor, cut: Tensor, fill: float = -torch.inf) -> Tensor:
+    return logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), fill)
+
+
+@mistake("nucleus", "You drop the token that takes the sum across p: with it the set holds at least p, so it stays.")
+def _(logits, p):
+    probabilities, order = logits.softmax(-1).sort(descending=True)
+    cut = probabilities.cumsum(-1) > p
+    return _cut(logits, order, cut)
+
+
+@mistake("nucleus", "You cut the nucleus and keep the tail: turn the comparison around.")
+def _(logits, p):
+    probabilities, order = logits.softmax(-1).sort(descending=True)
+    return _cut(logits, order, probabilities.cumsum(-1) - probabilities < p)
+
+
+@mistake("nucleus", "Your mask is in sorted order but the logits are not: scatter it back to the vocabulary's order.")
+def _(logits, p):
+    probabilities = logits.softmax(-1).sort(descending=True).values
+    return logits.masked_fill(probabilities.cumsum(-1) - probabilities >= p, -torch.inf)
+
+
+@mistake("nucleus", "You sort from the least likely token up: the nucleus starts with the likeliest (descending=True).")
+def _(logits, p):
+    probabilities, order = logits.softmax(-1).sort()
+    return _cut(logits, order, probabilities.cumsum(-1) - probabilities >= p)
+
+
+@mistake("nucleus", "You sum logits, not probabilities: take the softmax first.")
+def _(logits, p):
+    values, order = logits.sort(descending=True)
+    return _cut(logits, order, values.cumsum(-1) - values >= p)
+
+
+@mistake("nucleus", "You keep the tokens whose own probability is at least p: it is their running sum that counts.")
+def _(logits, p):
+    return logits.masked_fill(logits.softmax(-1) < p, -torch.inf)
+
+
+@mistake("nucleus", "A cut token still has a chance: after softmax a logit of 0 is not a probability of 0. Use -inf.")
+def _(logits, p):
+    probabilities, order = logits.softmax(-1).sort(descending=True)
+    return _cut(logits, order, probabilities.cumsum(-1) - probabilities >= p, 0.0)
+
+
+# 06 Decoding: one step of beam search ---------------------------------------------------------------------------------
+
+
+def _beams() -> list[tuple]:
+    """Beams with scores that matter, one of which holds most of the best continuations."""
+    return [
+        (torch.tensor([-1.0, -2.0]), _logits(2, 5, seed=3).log_softmax(-1)),
+        (torch.tensor([-4.0, -0.5, -1.0]), _logits(3, 7, seed=4).log_softmax(-1)),
+        (torch.tensor([-0.1, -3.0, -0.2, -2.0]), _logits(4, 9, seed=5).log_softmax(-1)),
+    ]
+
+
+@exercise(_beams)
+def beam_step(scores, log_probs):
+    total = scores[:, None] + log_probs
+    best, index = total.flatten().topk(len(scores))
+    return best, index // log_probs.shape[1], index % log_probs.shape[1]
+
+
+@mistake("beam_step", "You forget the scores that the beams already have: add them to the new log-probabilities.")
+def _(scores, log_probs):
+    best, index = log_probs.flatten().topk(len(scores))
+    return best, index // log_probs.shape[1], index % log_probs.shape[1]
+
+
+@mistake("beam_step", "You take the best token of every beam: the beams compete, so take the best over all of them.")
+def _(scores, log_probs):
+    best, token = (scores[:, None] + log_probs).max(-1)
+    return best, torch.arange(len(scores)), token
+
+
+@mistake("beam_step", "Beam and token are swapped: the beam is index // vocabulary, the token index % vocabulary.")
+def _(scores, log_probs):
+    best, index = (scores[:, None] + log_probs).flatten().topk(len(scores))
+    return best, index % log_probs.shape[1], index // log_probs.shape[1]
+
+
+@mistake(
+    "beam_step", "You divide by the number of beams: the index runs over the vocabulary first, so divide by its size."
+)
+def _(scores, log_probs):
+    best, index = (scores[:, None] + log_probs).flatten().topk(len(scores))
+    return best, index // len(scores), index % len(scores)
+
+
+@mistake("beam_step", "You keep the least likely continuations: the largest sums of log-probabilities are the best.")
+def _(scores, log_probs):
+    best, index = (scores[:, None] + log_probs).flatten().topk(len(scores), largest=False)
+    return best, index // log_probs.shape[1], index % log_probs.shape[1]
+
+
+@mistake("beam_step", "You multiply log-probabilities: probabilities multiply, their logarithms add.")
+def _(scores, log_probs):
+    best, index = (scores[:, None] * log_probs).flatten().topk(len(scores))
+    return best, index // log_probs.shape[1], index % log_probs.shape[1]

@@ -1,0 +1,108 @@
+"""The house style, and the figures that more than one cell draws.
+
+Readable from the last row (16 pt on an 11-inch figure), colours apart for the colour-blind (Okabe and Ito 2008). Text
+that a model wrote is shown as it is: matplotlib's markup is off.
+"""
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+GREY, LIGHT = "#5F6368", "#D0D3D6"
+COLOURS = [BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY]
+DECODERS = {
+    "human": "black",
+    "greedy": RED,
+    "beam search (4)": ORANGE,
+    "sampling": SKY,
+    "temperature 0.7": PINK,
+    "top-k 40": GREY,
+    "nucleus 0.95": BLUE,
+    "min-p 0.1": GREEN,
+}
+
+
+def style() -> None:
+    """Switch the house style on; the setup cell of every notebook calls it."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (11, 4.5),
+            "figure.dpi": 80,
+            "figure.constrained_layout.use": True,
+            "font.size": 16,
+            "axes.titlesize": 17,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#E6E8EA",
+            "lines.linewidth": 3,
+            "lines.markersize": 9,
+            "legend.frameon": False,
+            "text.parse_math": False,
+        }
+    )
+
+
+def token(text: str) -> str:
+    """A token as a label: spaces and line ends made visible, cut at 14 characters."""
+    text = text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+    text = "".join(c if c.isprintable() else "�" for c in text)
+    return text if len(text) <= 14 else text[:13] + "…"
+
+
+def distribution(tokens: list[str], before: list[float], after: list[float], title: str) -> Figure:
+    """The likeliest next tokens: probability as the model gives it (outline) and after the cuts (bars)."""
+    figure, axes = plt.subplots(layout="none")  # the automatic layout would double the drawing time
+    figure.subplots_adjust(left=0.09, right=0.99, top=0.9, bottom=0.33)
+    axes.bar(range(len(tokens)), after, color=[BLUE if p else LIGHT for p in after], label="after the settings")
+    axes.step([i - 0.5 for i in range(len(tokens) + 1)], [*before, before[-1]], where="post", color=RED, label="model")
+    axes.set_xticks(range(len(tokens)), [token(t) for t in tokens], rotation=60, ha="right", fontsize=13)
+    axes.set(ylabel="probability", ylim=(0, max(0.05, *before, *after) * 1.05), title=title)
+    axes.grid(axis="x", visible=False)
+    axes.legend()
+    return figure
+
+
+def intervals(axes: Axes, names: list[str], estimates: list[tuple[float, float, float]], colours: list[str]) -> None:
+    """Horizontal points with intervals, one a row: estimates are (value, low, high)."""
+    for row, (name, (value, low, high), colour) in enumerate(zip(names, estimates, colours, strict=True)):
+        axes.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", color=colour, capsize=5, label=name)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+
+
+def tree(levels: list[list[tuple[int, str, float, bool]]], root: str, title: str) -> Figure:
+    """A search tree. Each level lists its nodes: (parent's index in the level above, label, probability of the whole
+    beginning, kept?). Kept nodes are drawn bold; the probability stands under each label."""
+    figure, axes = plt.subplots(figsize=(11, 6), layout="none")
+    figure.subplots_adjust(0, 0, 1, 0.93)
+    axes.axis("off")
+    above = [(0.0, 0.0)]
+    axes.text(0, 0, root, ha="center", va="center", bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": GREY})
+    for depth, level in enumerate(levels, 1):
+        order = sorted(range(len(level)), key=lambda i: (-above[level[i][0]][1], -level[i][2]))
+        places = [(0.0, 0.0)] * len(level)
+        for rank, i in enumerate(order):
+            places[i] = (depth, (len(level) - 1) / 2 - rank)
+        scale, dense = 10 / max(len(level), 5), len(level) > 8
+        for (x, y), (parent, label, probability, kept) in zip(places, level, strict=True):
+            colour = BLUE if kept else GREY
+            axes.plot([above[parent][0], x], [above[parent][1], y * scale], color=colour, lw=3 if kept else 1, zorder=0)
+            axes.text(
+                x,
+                y * scale,
+                f"{token(label)}{' ' if dense else chr(10)}{probability:.2g}",
+                ha="center",
+                va="center",
+                fontsize=11 if dense else 13,
+                color="black" if kept else GREY,
+                fontweight="bold" if kept else "normal",
+                bbox={"boxstyle": "round,pad=0.25", "facecolor": "#DCEBF5" if kept else "white", "edgecolor": colour},
+            )
+        above = [(x, y * scale) for x, y in places]
+    axes.set(xlim=(-0.5, len(levels) + 0.5), ylim=(-6, 6), title=title)
+    return figure

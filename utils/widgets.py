@@ -1,0 +1,153 @@
+"""The course's interactive widgets. Each draws with a function of utils/plots.py, so that the notebook can show the
+same picture where no widget runs.
+
+What a model or a student wrote is escaped before it reaches the page.
+"""
+
+import io
+from html import escape
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+
+from utils import decoding, plots
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes; it is closed."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    plt.close(figure)
+    return data.getvalue()
+
+
+@torch.inference_mode()
+def next_logits(model, tokenizer, text: str) -> torch.Tensor:
+    """Logits of the token after `text`, (1, vocabulary); an empty text is read as the beginning of a document."""
+    ids = tokenizer(text or tokenizer.bos_token, return_tensors="pt").input_ids.to(model.device)
+    return model(ids, logits_to_keep=1).logits[:, -1].float()
+
+
+def show_distribution(tokenizer, logits: torch.Tensor, shown: int = 20, **settings) -> Figure:
+    """The `shown` likeliest tokens before and after `decoding.warp(logits, **settings)`; logits (1, vocabulary)."""
+    before, after = logits.softmax(-1)[0], decoding.warp(logits, **settings).softmax(-1)[0]
+    order = before.topk(shown).indices
+    kept = after > 0
+    entropy = torch.special.entr(after).sum()
+    title = f"{int(kept.sum()):,} tokens kept, {before[kept].sum():.1%} of the model's mass; entropy {entropy:.2f} nats"
+    tokens = [tokenizer.decode(i) for i in order]
+    return plots.distribution(tokens, before[order].tolist(), after[order].tolist(), title)
+
+
+def distribution_explorer(model, tokenizer, text: str) -> ipywidgets.Widget:
+    """Move temperature, top-k, top-p and min-p together and see the next-token distribution; draw tokens from it."""
+    state = {"logits": next_logits(model, tokenizer, text)}
+    prompt = ipywidgets.Text(text, description="Text", continuous_update=False, layout={"width": "95%"})
+    sliders = {
+        "temperature": ipywidgets.FloatSlider(value=1, min=0.1, max=3, step=0.1, description="temperature"),
+        "top_k": ipywidgets.IntSlider(value=0, min=0, max=100, description="top-k (0 off)"),
+        "top_p": ipywidgets.FloatSlider(value=1, min=0.05, max=1, step=0.05, description="top-p"),
+        "min_p": ipywidgets.FloatSlider(value=0, min=0, max=0.5, step=0.01, description="min-p"),
+    }
+    picture = ipywidgets.Image(format="png", width=880)
+    button = ipywidgets.Button(description="Draw 30 tokens", button_style="primary")
+    drawn = ipywidgets.HTML()
+
+    def settings() -> dict:
+        return {name: slider.value for name, slider in sliders.items()} | {"top_k": sliders["top_k"].value or None}
+
+    def draw(_=None) -> None:
+        picture.value = png(show_distribution(tokenizer, state["logits"], **settings()))
+
+    def read(_) -> None:
+        state["logits"] = next_logits(model, tokenizer, prompt.value)
+        drawn.value = ""
+        draw()
+
+    def draw_tokens(_) -> None:
+        probabilities = decoding.warp(state["logits"], **settings()).softmax(-1)
+        tokens = torch.multinomial(probabilities, 30, replacement=True)[0].tolist()
+        counts = {t: tokens.count(t) for t in sorted(set(tokens), key=tokens.count, reverse=True)}
+        words = (f"<b>{escape(plots.token(tokenizer.decode(t)))}</b> × {n}" for t, n in counts.items())
+        drawn.value = '<div style="font-size:1.2em">' + ", ".join(words) + "</div>"
+
+    prompt.observe(read, "value")
+    for slider in sliders.values():
+        slider.observe(draw, "value")
+    button.on_click(draw_tokens)
+    draw()
+    controls = ipywidgets.GridBox(list(sliders.values()), layout={"grid_template_columns": "1fr 1fr", "width": "700px"})
+    return ipywidgets.VBox([prompt, controls, picture, button, drawn])
+
+
+class BeamTree:
+    """Beam search with its tree kept: `levels(beams, depth)` for `plots.tree`; no beginning is read twice."""
+
+    def __init__(self, model, tokenizer, text: str):
+        self.model, self.tokenizer, self.text = model, tokenizer, text
+        self.start = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
+        self.known: dict[tuple, torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def log_probs(self, beginnings: list[tuple]) -> torch.Tensor:
+        """Next-token log-probabilities after each beginning (all of one length), (beginnings, vocabulary)."""
+        new = [b for b in beginnings if b not in self.known]
+        if new:
+            added = torch.tensor(new, dtype=torch.long, device=self.start.device).view(len(new), -1)
+            ids = torch.cat([self.start.expand(len(new), -1), added], dim=1)
+            logits = self.model(ids, logits_to_keep=1).logits[:, -1].float()
+            self.known.update(zip(new, logits.log_softmax(-1), strict=True))
+        return torch.stack([self.known[b] for b in beginnings])
+
+    def levels(self, beams: int, depth: int) -> list[list[tuple[int, str, float, bool]]]:
+        running, scores, levels, places = [()], torch.zeros(1), [], [0]
+        for _ in range(depth):
+            total = scores[:, None] + self.log_probs(running).cpu()
+            best, index = total.flatten().topk(beams)
+            kept = [(int(i) // total.shape[1], int(i) % total.shape[1]) for i in index]
+            nodes = {(b, int(t)) for b, row in enumerate(total) for t in row.topk(3 if beams < 3 else 2).indices} | set(
+                kept
+            )
+            nodes = sorted(nodes, key=lambda node: (node[0], -total[node]))
+            level = [(places[b], self.tokenizer.decode(t), float(total[b, t].exp()), (b, t) in kept) for b, t in nodes]
+            levels.append(level)
+            places = [nodes.index(node) for node in kept]
+            running, scores = [(*running[b], t) for b, t in kept], best
+        return levels
+
+    def draw(self, beams: int, depth: int) -> Figure:
+        levels = self.levels(beams, depth)
+        best = max((node for node in levels[-1] if node[3]), key=lambda node: node[2])
+        words, index = [], levels[-1].index(best)
+        for level in reversed(levels):
+            words.insert(0, level[index][1])
+            index = level[index][0]
+        title = f"{beams} beam{'s' * (beams > 1)}: “{''.join(words).strip()}”, probability {best[2]:.2g}"
+        return plots.tree(levels, "…" + self.text[-16:] if len(self.text) > 16 else self.text, title)
+
+
+def beam_tree(model, tokenizer, text: str) -> ipywidgets.Widget:
+    """See which beginnings beam search keeps, by number of beams and depth."""
+    search = BeamTree(model, tokenizer, text)
+    beams = ipywidgets.IntSlider(value=2, min=1, max=4, description="beams")
+    depth = ipywidgets.IntSlider(value=3, min=1, max=4, description="tokens")
+    prompt = ipywidgets.Text(text, description="Text", continuous_update=False, layout={"width": "95%"})
+    picture = ipywidgets.Image(format="png", width=880)
+
+    def draw(_=None) -> None:
+        picture.value = png(search.draw(beams.value, depth.value))
+
+    def read(_) -> None:
+        nonlocal search
+        search = BeamTree(model, tokenizer, prompt.value or text)
+        draw()
+
+    for slider in (beams, depth):
+        slider.observe(draw, "value")
+    prompt.observe(read, "value")
+    for number in range(beams.max, 0, -1):  # read every beginning now: the sliders then only draw
+        search.levels(number, depth.max)
+    draw()
+    return ipywidgets.VBox([prompt, ipywidgets.HBox([beams, depth]), picture])
