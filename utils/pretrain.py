@@ -55,9 +55,9 @@ def _rung(width: int, layers: int, inner: int, heads: int, **settings) -> dict:
 # Named by their parameters without embeddings, about 3.5 times apart. batch: blocks of 256 tokens in a step;
 # rows: blocks computed at a time (what is fastest on one core, see `training`).
 RUNGS = {
-    "20k": _rung(32, 2, 64, 2, batch=32, rows=4, peak=1e-2),
-    "70k": _rung(64, 2, 96, 4, batch=32, rows=4, peak=6e-3),
-    "250k": _rung(96, 3, 160, 6, batch=32, rows=4, peak=4e-3),
+    "20k": _rung(32, 2, 64, 2, batch=32, rows=8, peak=1e-2),
+    "70k": _rung(64, 2, 96, 4, batch=32, rows=8, peak=6e-3),
+    "250k": _rung(96, 3, 160, 6, batch=32, rows=8, peak=4e-3),
     "800k": _rung(128, 4, 352, 4, batch=32, rows=8, peak=3e-3),
     "3M": _rung(256, 4, 704, 8, batch=32, rows=8, peak=2e-3),
 }
