@@ -56,8 +56,8 @@ def _rung(width: int, layers: int, inner: int, heads: int, **settings) -> dict:
 # rows: blocks computed at a time (what is fastest on one core, see `training`).
 RUNGS = {
     "20k": _rung(32, 2, 64, 2, batch=32, rows=8, peak=1e-2),
-    "70k": _rung(64, 2, 96, 4, batch=32, rows=8, peak=6e-3),
-    "250k": _rung(96, 3, 160, 6, batch=32, rows=8, peak=4e-3),
+    "70k": _rung(64, 2, 96, 2, batch=32, rows=8, peak=6e-3),
+    "250k": _rung(96, 3, 160, 3, batch=32, rows=8, peak=4e-3),
     "800k": _rung(128, 4, 352, 4, batch=32, rows=8, peak=3e-3),
     "3M": _rung(256, 4, 704, 8, batch=32, rows=8, peak=2e-3),
 }
@@ -191,6 +191,12 @@ def measuring_steps(steps: int) -> list[int]:
 # ---- The ladder -----------------------------------------------------------------------------------------------------
 
 
+def _settings(rung: str) -> dict:
+    if rung not in RUNGS:
+        raise ValueError(f"No rung {rung!r}: name one of {', '.join(RUNGS)}.")
+    return dict(RUNGS[rung])
+
+
 def pretrain(
     rung: str,
     count: int = 15_000_000,
@@ -205,9 +211,7 @@ def pretrain(
     `resume`: continue the run found in `work`. `items`: test items of each task, asked at the end.
     Raises ValueError for an unknown rung, or less than one batch of tokens.
     """
-    if rung not in RUNGS:
-        raise ValueError(f"No rung {rung!r}: name one of {', '.join(RUNGS)}.")
-    settings = dict(RUNGS[rung])
+    settings = _settings(rung)
     config, folder, state = settings.pop("config"), work / rung, PartialState(cpu=not torch.cuda.is_available())
     steps = count // (settings["batch"] * CONTEXT)
     if not steps:
@@ -225,7 +229,14 @@ def pretrain(
         found = {"held_out": round(held_out_loss(model, held_out), 5)}
         return found | ({"skills": cloze(model, vocabulary, test_items(items))} if step == steps and items else {})
 
-    options = dict(shape="wsd", seed=seed, folder=folder, measure=measure, measure_at=measuring_steps(steps))
+    options = dict(
+        shape="wsd",
+        seed=seed,
+        folder=folder,
+        save_every=max(10, steps // 50),
+        measure=measure,
+        measure_at=measuring_steps(steps),
+    )
     training.train(model, ids, steps=steps, **settings, **options)
     if state.is_main_process:
         new, final = folder / "final", ladder / rung
@@ -262,7 +273,10 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     state = PartialState(cpu=not torch.cuda.is_available())
     try:
-        for rung in given.rung or RUNGS:
+        rungs = given.rung or list(RUNGS)
+        for rung in rungs:
+            _settings(rung)  # a wrong name is told before the first hour, not after it
+        for rung in rungs:
             print(
                 f"{rung}: {state.num_processes} process(es) on {state.device.type}"
             ) if state.is_main_process else None

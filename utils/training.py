@@ -150,8 +150,8 @@ def train(
     `ids` (n, tokens) of any integer type; `labels` (n, tokens) as in `summed_loss`, the ids themselves when None.
     `batch`: rows of a step over all processes together; `rows`: as many at a time (memory and cache; no other effect).
     `peak`, `shape`, `warmup`: see `learning_rate`. `clip`: greatest norm of the gradient.
-    A line of the log: step, tokens (seen so far), loss (nats a token, mean since the line before), lr, seconds (of
-    training, measuring left out), and what `measure(model, step)` gives at the steps in `measure_at` and the last one.
+    A line of the log: step, tokens (seen so far), loss (nats a token, mean since the line before), norm (of the gradient,
+    before clipping), lr, seconds (of training, measuring left out), and what `measure(model, step)` gives at the steps in `measure_at` and the last one.
     `folder`: receives log.jsonl (its first line the settings) and checkpoint.safetensors every `save_every` steps; a run
     found there is continued, or is complete. Without a folder nothing is written.
     Raises ValueError for a batch that the processes cannot share, a folder with another run's checkpoint, or a loss that
@@ -197,7 +197,7 @@ def train(
                     loss = summed_loss(model, inputs, targets) / total
                 accelerator.backward(loss * processes)  # the processes' gradients are averaged
             running += loss.detach()
-        accelerator.clip_grad_norm_(plain.parameters(), clip)
+        norm = accelerator.clip_grad_norm_(plain.parameters(), clip)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak, shape, warmup)
         optimizer.step()
@@ -214,7 +214,7 @@ def train(
         now = time.perf_counter()
         seconds += now - start
         line = dict(step=step + 1, tokens=(step + 1) * batch * (ids.shape[1] - 1), loss=round(mean, 5))
-        line |= dict(lr=float(f"{group['lr']:.5g}"), seconds=round(seconds, 2))
+        line |= dict(norm=float(f"{norm:.5g}"), lr=float(f"{group['lr']:.5g}"), seconds=round(seconds, 2))
         if measure and main and (step + 1 in measure_at or step + 1 == steps):
             plain.eval()
             with torch.inference_mode():
