@@ -52,9 +52,13 @@ def trainer(model, ids, rows) -> float:
     clock, items = Clock(), [{"input_ids": r, "labels": r} for r in ids[:, :-1].long()]
     with tempfile.TemporaryDirectory() as folder:
         options = dict(per_device_train_batch_size=BATCH, max_steps=STEPS + 1, use_cpu=True, report_to=[])
-        options |= dict(disable_tqdm=True, save_strategy="no", logging_strategy="no", optim="adamw_torch_fused")
+        options |= dict(
+            disable_tqdm=True, log_level="error", save_strategy="no", logging_strategy="no", optim="adamw_torch_fused"
+        )
         arguments = transformers.TrainingArguments(folder, **options)
-        transformers.Trainer(model, arguments, train_dataset=items, callbacks=[clock]).train()
+        trainer = transformers.Trainer(model, arguments, train_dataset=items, callbacks=[clock])
+        trainer.remove_callback(transformers.PrinterCallback)  # prints a line at the end
+        trainer.train()
     return STEPS * BATCH * pretrain.CONTEXT / clock.seconds
 
 

@@ -59,9 +59,10 @@ def picks(step: int, batch: int, rows: int, seed: int) -> Tensor:
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy computed in the memory of the logits (n, vocabulary), which are lost: half the time of PyTorch's on a
+    """Summed cross-entropy of logits (n, vocabulary) and targets (n,), computed in the memory of the logits, which are lost.
 
-    CPU, where the smallest models spend half of theirs. With p = softmax(logits) the gradient is p - one_hot(target).
+    Half the time of PyTorch's on a CPU, where the smallest models spend half of theirs; cross_entropy allocates three
+    such arrays. With p = softmax(logits) the gradient is p - one_hot(target).
     """
 
     @staticmethod
