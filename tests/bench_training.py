@@ -2,8 +2,8 @@
 
 The same model, data, batch (32 rows of 256 tokens) and AdamW for all three, one thread. The plain loop is nanoGPT's: the
 whole batch at once, the model's own loss. "of the matrix rate": 6 x parameters x tokens/s (the arithmetic of the matrix
-products, attention left out) over this machine's rate for a product of two 2048 x 2048 matrices. The three take turns,
-so that a machine's mood meets all of them; the median counts.
+products, attention left out) over this machine's rate for a product of two 2048 x 2048 matrices. Seconds are CPU
+seconds of the one thread, which other work on the machine disturbs less; the three take turns, and the median counts.
 """
 
 import statistics
@@ -22,9 +22,9 @@ BATCH, STEPS, ROUNDS = 32, 4, 3
 
 
 def loop(model, ids, rows) -> float:
-    """Tokens per second of `training.train`, as its own log tells them: without what is done once."""
-    log = training.train(model, ids, steps=STEPS + 1, batch=BATCH, rows=rows, log_every=1, progress=False)
-    return STEPS * BATCH * pretrain.CONTEXT / (log[-1]["seconds"] - log[0]["seconds"])
+    clock = dict(measure=lambda model, step: {"cpu": time.process_time()}, measure_at=[1])
+    log = training.train(model, ids, steps=STEPS + 1, batch=BATCH, rows=rows, progress=False, **clock)
+    return STEPS * BATCH * pretrain.CONTEXT / (log[-1]["cpu"] - log[0]["cpu"])
 
 
 def plain(model, ids, rows) -> float:
@@ -32,20 +32,20 @@ def plain(model, ids, rows) -> float:
     model.train()
     for step in range(STEPS + 1):
         if step == 1:
-            start = time.perf_counter()
+            start = time.process_time()
         part = ids[torch.randint(len(ids), (BATCH,))].long()[:, :-1]
         model(input_ids=part, labels=part).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    return STEPS * BATCH * pretrain.CONTEXT / (time.perf_counter() - start)
+    return STEPS * BATCH * pretrain.CONTEXT / (time.process_time() - start)
 
 
 class Clock(transformers.TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         if state.global_step == 1:
-            self.start = time.perf_counter()
-        self.seconds = time.perf_counter() - self.start
+            self.start = time.process_time()
+        self.seconds = time.process_time() - self.start
 
 
 def trainer(model, ids, rows) -> float:
@@ -73,9 +73,9 @@ def main() -> None:
         settings = pretrain.RUNGS[rung]
         speeds, rates = {way: [] for way in (loop, plain, trainer)}, []
         for _ in range(ROUNDS):
-            start = time.perf_counter()
+            start = time.process_time()
             a @ a
-            rates.append(2 * 2048**3 / (time.perf_counter() - start))
+            rates.append(2 * 2048**3 / (time.process_time() - start))
             for way, found in speeds.items():
                 torch.manual_seed(0)
                 model = LlamaForCausalLM(settings["config"])
