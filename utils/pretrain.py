@@ -1,0 +1,303 @@
+"""Train the ladder: a family of small Llamas on the bottle, from 20 thousand to 3 million parameters.
+
+    python -m utils.pretrain                       all rungs, the smallest first; an interrupted run goes on
+    python -m utils.pretrain --rung 20k            one rung
+    torchrun --standalone --nproc-per-node 2 -m utils.pretrain --threads 1     the same on two processes
+
+(`accelerate launch` works where there are GPUs; with --cpu it silently starts one process.) A rung that is done stands in
+data/ladder/<rung>: weights in half precision, configuration, tokenizer, log. Unfinished runs and the tokens stand in
+results/ladder, which git ignores.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import re
+import shutil
+import sys
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from utils import bottle, models, training
+
+WORK = Path(__file__).parents[1] / "results" / "ladder"
+CONTEXT = 256
+BEGIN, END, PAD = SPECIAL = ["<|begin|>", "<|end|>", "<|pad|>"]  # ids 0, 1, 2
+TRAIN, HELD_OUT = 0, 1  # seeds of documents
+HELD_OUT_BLOCKS = 64
+
+
+def _rung(width: int, layers: int, inner: int, heads: int, **settings) -> dict:
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    return {"config": config, **settings}
+
+
+# Named by their parameters without embeddings, about 3.5 times apart. batch: blocks of 256 tokens in a step;
+# rows: blocks computed at a time (what is fastest on one core, see `training`).
+RUNGS = {
+    "20k": _rung(32, 2, 64, 2, batch=32, rows=8, peak=1e-2),
+    "70k": _rung(64, 2, 96, 2, batch=32, rows=8, peak=6e-3),
+    "250k": _rung(96, 3, 160, 3, batch=32, rows=8, peak=4e-3),
+    "800k": _rung(128, 4, 352, 4, batch=32, rows=8, peak=3e-3),
+    "3M": _rung(256, 4, 704, 8, batch=32, rows=8, peak=2e-3),
+}
+
+
+# ---- Tokens ---------------------------------------------------------------------------------------------------------
+
+
+def train_tokenizer(characters: int = 3_000_000, entries: int = 2048) -> PreTrainedTokenizerFast:
+    """A byte-level BPE (any text, Korean and emoji too, comes back as it was) of `entries` entries, each digit on its own.
+
+    A text begins with <|begin|>, as with Llama's tokenizer; padding stands on the left, for `generate`.
+    """
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    steps = [tokenizers.pre_tokenizers.Digits(individual_digits=True)]
+    steps += [tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=entries,
+        special_tokens=SPECIAL,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(bottle.documents(TRAIN, characters)["text"], trainer)
+    bpe.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{BEGIN} $A", pair=f"{BEGIN} $A $B", special_tokens=[(BEGIN, 0)]
+    )
+    names = dict(bos_token=BEGIN, eos_token=END, pad_token=PAD, padding_side="left", model_max_length=CONTEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False, **names)
+
+
+def tokenizer(ladder: Path = models.LADDER, work: Path = WORK) -> PreTrainedTokenizerFast:
+    """The tokenizer of all rungs: that of a finished rung, else that of an unfinished run, else trained now."""
+    for folder in [*(ladder / rung for rung in RUNGS), work / "tokenizer"]:
+        if (folder / "tokenizer.json").exists():
+            return AutoTokenizer.from_pretrained(folder, padding_side="left")
+    made = train_tokenizer()
+    shutil.rmtree(work / "tokenizer.new", ignore_errors=True)
+    made.save_pretrained(work / "tokenizer.new")
+    (work / "tokenizer.new").rename(work / "tokenizer")
+    return made
+
+
+def tokens(tokenizer: PreTrainedTokenizerFast, seed: int, count: int, work: Path = WORK) -> Tensor:
+    """At least `count` tokens of the bottle's documents, (count,) int16: shuffled, each ending with <|end|>.
+
+    Kept in `work`, under a name that changes with the world and the tokenizer.
+    """
+    world = [*sorted(bottle.DATA.glob("*.yaml")), Path(bottle.__file__)]
+    made_of = b"".join(path.read_bytes() for path in world) + tokenizer.backend_tokenizer.to_str().encode()
+    path = work / f"tokens-{seed}-{count}-{hashlib.sha256(made_of).hexdigest()[:12]}.safetensors"
+    if not path.exists():
+        texts = list(bottle.documents(seed, count * 4)["text"])  # characters: more than three to a token
+        random.Random(seed).shuffle(texts)
+        found, size = [], 0
+        for i in range(0, len(texts), 1000):
+            ids = (text.ids + [1] for text in tokenizer.backend_tokenizer.encode_batch_fast(texts[i : i + 1000]))
+            found.append(np.fromiter(chain.from_iterable(ids), np.int16))
+            size += len(found[-1])
+            if size >= count:
+                break
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        save_file({"tokens": torch.from_numpy(np.concatenate(found)[:count])}, new)
+        new.replace(path)
+    return load_file(path)["tokens"]
+
+
+def blocks(stream: Tensor) -> Tensor:
+    """A stream of tokens packed into rows: (n,) -> (rows, CONTEXT + 1), a view; a row's last token begins the next row."""
+    return stream.unfold(0, CONTEXT + 1, CONTEXT)
+
+
+# ---- What is measured -----------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def held_out_loss(model: LlamaForCausalLM, ids: Tensor, rows: int = 8) -> float:
+    """Mean cross-entropy in nats a token of the packed blocks ids (n, tokens)."""
+    parts = [part.to(model.device).long() for part in ids.split(rows)]
+    return sum(training.summed_loss(model, p, p).item() for p in parts) / ids[:, 1:].numel()
+
+
+@torch.inference_mode()
+def cloze(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, items: list[dict], rows: int = 32) -> dict:
+    """How many test items a base model completes, asked as its pretraining text asks ("wild"): {task: shares}.
+
+    rank: the answer has the highest log-probability of all options. chance: what guessing would give. exact: the answer
+    is what greedy decoding writes, and a line's end or a full stop follows.
+    """
+    ends = re.compile(r"[\s.!]*$|[ .!]*\n")
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+    texts = [([0, *encode(item["wild"])], encode(" " + option)) for item in items for option in item["options"]]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
+    scores = [(0.0, False)] * len(texts)
+    for start in range(0, len(order), rows):
+        part = order[start : start + rows]
+        longest = max(len(p) + len(o) for p, o in (texts[i] for i in part))
+        ids = torch.tensor([(texts[i][0] + texts[i][1] + [2] * longest)[:longest] for i in part], device=model.device)
+        logprobs = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+        for row, i in enumerate(part):
+            first, last = len(texts[i][0]) - 1, len(texts[i][0]) + len(texts[i][1]) - 1
+            here, answer = logprobs[row, first : last + 1], torch.tensor(texts[i][1], device=model.device)
+            greedy = here.argmax(-1)
+            stop = ends.match(tokenizer.decode(greedy[-1:], skip_special_tokens=True))
+            score = here[:-1].gather(-1, answer[:, None]).sum().item()
+            scores[i] = (score, bool((greedy[:-1] == answer).all() and stop))
+    found, at = {}, 0
+    for item in items:
+        options = dict(zip(item["options"], scores[at : (at := at + len(item["options"]))], strict=True))
+        best = max(options, key=lambda option: options[option][0])
+        row = (best == item["answer"], 1 / len(options), options[item["answer"]][1])
+        found.setdefault(item["task"], []).append(row)
+    means = {task: np.mean(values, axis=0).round(3).tolist() for task, values in found.items()}
+    return {task: dict(zip(("rank", "chance", "exact"), mean, strict=True)) for task, mean in means.items()}
+
+
+def test_items(count: int = 40) -> list[dict]:
+    """Items of every task, the multi-step problems too, whose entities no training text has put together."""
+    names = [task for tasks in bottle.clusters().values() for task in tasks]
+    return [item for task in names for item in bottle.tasks(task, "test", count=count)]
+
+
+def measuring_steps(steps: int) -> list[int]:
+    """Steps in equal ratios, sqrt(2) apart, the last included: 1, 2, 3, 4, 6, 8, 11, 16 ..."""
+    powers = (round(2 ** (i / 2)) for i in range(100))
+    return sorted({s for s in powers if s < steps} | {steps})
+
+
+# ---- The ladder -----------------------------------------------------------------------------------------------------
+
+
+def _settings(rung: str) -> dict:
+    if rung not in RUNGS:
+        raise ValueError(f"No rung {rung!r}: name one of {', '.join(RUNGS)}.")
+    return dict(RUNGS[rung])
+
+
+def pretrain(
+    rung: str,
+    count: int = 15_000_000,
+    seed: int = 0,
+    resume: bool = True,
+    ladder: Path = models.LADDER,
+    work: Path = WORK,
+    items: int = 40,
+) -> LlamaForCausalLM:
+    """Train a rung on `count` tokens and put it into `ladder`/<rung>; returns the model, in float32.
+
+    `resume`: continue the run found in `work`. `items`: test items of each task, asked at the end.
+    Raises ValueError for an unknown rung, or less than one batch of tokens.
+    """
+    settings = _settings(rung)
+    config, folder, state = settings.pop("config"), work / rung, PartialState(cpu=not torch.cuda.is_available())
+    steps = count // (settings["batch"] * CONTEXT)
+    if not steps:
+        raise ValueError(f"{count} tokens are too few: a batch of {rung} has {settings['batch'] * CONTEXT}.")
+    with state.main_process_first():
+        if not resume and state.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+        vocabulary = tokenizer(ladder, work)
+        ids = blocks(tokens(vocabulary, TRAIN, count + 1, work))
+        held_out = blocks(tokens(vocabulary, HELD_OUT, HELD_OUT_BLOCKS * CONTEXT + 1, work))
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+
+    def measure(model, step):
+        found = {"held_out": round(held_out_loss(model, held_out), 5)}
+        return found | ({"skills": cloze(model, vocabulary, test_items(items))} if step == steps and items else {})
+
+    options = dict(
+        shape="wsd",
+        seed=seed,
+        folder=folder,
+        save_every=max(10, steps // 50),
+        measure=measure,
+        measure_at=measuring_steps(steps),
+    )
+    training.train(model, ids, steps=steps, **settings, **options)
+    if state.is_main_process:
+        new, final = folder / "final", ladder / rung
+        shutil.rmtree(new, ignore_errors=True)
+        half = LlamaForCausalLM(config)
+        half.load_state_dict(model.state_dict())
+        with models.quiet():
+            half.half().save_pretrained(new)
+        vocabulary.save_pretrained(new)
+        shutil.copy(folder / "log.jsonl", new)
+        shutil.rmtree(final, ignore_errors=True)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(new, final)
+    state.wait_for_everyone()
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m utils.pretrain", description="Train the ladder on the bottle.")
+    parser.add_argument(
+        "--rung", action="append", help=f"one of {', '.join(RUNGS)}; may be repeated; all when left out"
+    )
+    parser.add_argument("--tokens", type=int, default=15_000_000, help="to train on, per rung (default 15 million)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where a run stopped"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads of each process (default: torch's own choice)")
+    parser.add_argument("--ladder", type=Path, default=models.LADDER, help="where finished rungs go")
+    parser.add_argument("--work", type=Path, default=WORK, help="where unfinished runs and tokens go")
+    parser.add_argument("--items", type=int, default=40, help="test items of each task, asked at the end")
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    try:
+        rungs = given.rung or list(RUNGS)
+        for rung in rungs:
+            _settings(rung)  # a wrong name is told before the first hour, not after it
+        for rung in rungs:
+            print(
+                f"{rung}: {state.num_processes} process(es) on {state.device.type}"
+            ) if state.is_main_process else None
+            pretrain(rung, given.tokens, given.seed, given.resume, given.ladder, given.work, given.items)
+            if state.is_main_process:
+                print(json.dumps(_last(given.ladder / rung)), flush=True)
+    except ValueError as error:
+        sys.exit(str(error))
+    finally:
+        state.destroy_process_group()
+
+
+def _last(folder: Path) -> dict:
+    """The last line of a rung's log, the skills as one mean."""
+    line = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    if skills := line.pop("skills", {}):
+        line |= {
+            key: round(float(np.mean([s[key] for s in skills.values()])), 3) for key in ("rank", "chance", "exact")
+        }
+    return line
+
+
+if __name__ == "__main__":
+    main()
