@@ -47,7 +47,9 @@ def main(in_place: bool = False) -> int:
     """Run the course; 1 if a notebook failed, else 0."""
     start = time.perf_counter()
     # in a process of its own: a notebook's peak memory cannot be measured below that of the process that starts it
-    subprocess.run([sys.executable, "-c", "from utils import models; models.load('smollm2')"], check=True)
+    fetched = subprocess.run([sys.executable, "-c", "from utils import models; models.load('smollm2')"])
+    if fetched.returncode:
+        return 1
     print(f"{'SmolLM2':30} {time.perf_counter() - start:6.0f} s", flush=True)
     failed = []
     for notebook in sorted((REPO / "notebooks").glob("*.ipynb")):
