@@ -8,7 +8,6 @@ import importlib.metadata
 
 import matplotlib.pyplot as plt
 from matplotlib import font_manager
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
@@ -73,15 +72,6 @@ def distribution(tokens: list[str], before: list[float], after: list[float], tit
     axes.grid(axis="x", visible=False)
     axes.legend()
     return figure
-
-
-def intervals(axes: Axes, names: list[str], estimates: list[tuple[float, float, float]], colours: list[str]) -> None:
-    """Horizontal points with intervals, one a row: estimates are (value, low, high)."""
-    for row, (name, (value, low, high), colour) in enumerate(zip(names, estimates, colours, strict=True)):
-        axes.errorbar(value, row, xerr=[[value - low], [high - value]], fmt="o", color=colour, capsize=5, label=name)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
 
 
 def tree(levels: list[list[tuple[int, str, float, bool]]], root: str, title: str) -> Figure:
