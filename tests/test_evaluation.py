@@ -40,3 +40,47 @@ def test_bootstrap_ci_is_scipys():
 def test_bootstrap_ci_refuses_nothing_and_nan(values):
     with pytest.raises(ValueError, match="at least one value"):
         evaluation.bootstrap_ci(values)
+
+
+class Letters:
+    """A tokenizer whose tokens are characters."""
+
+    def __call__(self, text):
+        return type("Encoded", (), {"input_ids": [3 + ord(c) % 47 for c in text]})
+
+
+def test_score_options_is_token_logprobs_and_greedy_is_generate():
+    """Prompts of different length in one batch, options of different length: as if each stood alone."""
+    model, tokenizer = tiny(0), Letters()
+    prompts, options = ["abcabc", "a", "hello you"], [[" x", " yes", " n"], [" b"], [" ab", " cd"]]
+    written = [
+        model.generate(torch.tensor([tokenizer(p).input_ids]), max_new_tokens=4, do_sample=False) for p in prompts
+    ]
+    scores = evaluation.score_options(model, tokenizer, prompts, options, rows=2)
+    for prompt, given, found, out in zip(prompts, options, scores, written, strict=True):
+        assert len(given) == len(found)
+        for option, score in zip(given, found, strict=True):
+            ids = torch.tensor([tokenizer(prompt + option).input_ids])
+            n = len(option)
+            assert score["logprob"] == pytest.approx(
+                evaluation.token_logprobs(model, ids)[0, -n:].sum().item(), abs=1e-4
+            )
+            assert score["tokens"] == n
+            assert score["greedy"] == torch.equal(ids[0], out[0, : ids.shape[1]])
+            assert score["next"] == model(ids).logits[0, -1].argmax().item()
+
+
+def test_score_options_finds_what_greedy_writes():
+    model = tiny(0)
+    letters = {3 + ord(c) % 47: c for c in map(chr, range(33, 33 + 47))}
+    ids = Letters()("abcabc").input_ids
+    out = model.generate(torch.tensor([ids]), max_new_tokens=2, do_sample=False)[0, len(ids) :].tolist()
+    text = "".join(letters.get(i, "?") for i in out)
+    (scores,) = evaluation.score_options(model, Letters(), ["abcabc"], [[text, text[::-1] + "!"]])
+    assert scores[0]["greedy"] and not scores[1]["greedy"]
+
+
+@pytest.mark.parametrize("options, message", [([""], "adds no token"), (["x" * 3000], "exceed the context")])
+def test_score_options_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluation.score_options(tiny(0), Letters(), ["ab"], [options])

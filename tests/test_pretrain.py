@@ -238,12 +238,12 @@ def test_cloze_tells_a_model_that_knows_from_one_that_does_not(tokenizer):
     """A model that was made to write the answers gets all of them, in both readings; a random one guesses."""
     items = bottle.tasks("sentiment", "test", count=6)
     model = pretrain.LlamaForCausalLM(pretrain.RUNGS["20k"]["config"])
-    before = pretrain.cloze(model, tokenizer, items)
+    before = pretrain.by_task(pretrain.cloze(model, tokenizer, items))
     rows = [tokenizer.encode(f"{i['wild']} {i['answer']}\n") for i in items]
     length = max(map(len, rows))
     ids = torch.tensor([row + [2] * (length - len(row)) for row in rows])
     training.train(model, ids, ids.masked_fill(ids == 2, -100), steps=120, batch=6, peak=1e-2, progress=False)
-    after = pretrain.cloze(model, tokenizer, items)
+    after = pretrain.by_task(pretrain.cloze(model, tokenizer, items))
     assert all(v["rank"] == v["exact"] == 1.0 for v in after.values())
     assert all(v["exact"] == 0.0 and 0 < v["chance"] <= 0.5 for v in before.values())
 

@@ -379,6 +379,24 @@ def tasks(cluster, split, seed=0, count=100, templates=None, folder=DATA):
     return items
 
 
+def few_shot(items, k, seed=0, form="prompt", folder=DATA):
+    """A prompt for each of `items` with `k` solved examples before it, a line each: a list of texts.
+
+    The examples are of the item's own task, in the item's own words (`form` "prompt": its template; or "wild"), and of
+    the split "tuning": none of them is an item of the test.
+    """
+    rng, pools = random.Random(f"few shot {k} {seed}"), {}
+    for name in dict.fromkeys(item["task"] for item in items):
+        pools[name] = tasks(name, "tuning", seed, count=40, folder=folder)
+    prompts = []
+    for item in items:
+        examples = rng.sample(pools[item["task"]], k)
+        asked = [_put(item["template"], e) if form == "prompt" else e[form] for e in examples]
+        lines = [f"{text} {e['answer']}" for text, e in zip(asked, examples, strict=True)]
+        prompts.append("\n".join([*lines, item[form]]))
+    return prompts
+
+
 def clusters(folder=DATA):
     """FLAN's twelve clusters (and "reasoning", the multi-step problems): {cluster: [task, ...]}."""
     names = {}

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from utils import bottle, models, training
+from utils import bottle, evaluation, models, training
 
 WORK = Path(__file__).parents[1] / "results" / "ladder"
 CONTEXT = 256
@@ -55,11 +55,11 @@ def _rung(width: int, layers: int, inner: int, heads: int, **settings) -> dict:
 # Named by their parameters without embeddings, about 3.5 times apart. batch: blocks of 256 tokens in a step;
 # rows: blocks computed at a time (what is fastest on one core, see `training`).
 RUNGS = {
-    "20k": _rung(32, 2, 64, 2, batch=32, rows=8, peak=1e-2),
-    "70k": _rung(64, 2, 96, 2, batch=32, rows=8, peak=6e-3),
-    "250k": _rung(96, 3, 160, 3, batch=32, rows=8, peak=4e-3),
-    "800k": _rung(128, 4, 352, 4, batch=32, rows=8, peak=3e-3),
-    "3M": _rung(256, 4, 704, 8, batch=32, rows=8, peak=2e-3),
+    "20k": _rung(32, 2, 64, 2, batch=8, rows=8, peak=1e-2),
+    "70k": _rung(64, 2, 96, 2, batch=8, rows=8, peak=6e-3),
+    "250k": _rung(96, 3, 160, 3, batch=8, rows=8, peak=3e-3),
+    "800k": _rung(128, 4, 352, 4, batch=8, rows=8, peak=2e-3),
+    "3M": _rung(256, 4, 704, 8, batch=8, rows=8, peak=1.2e-3),
 }
 
 
@@ -142,38 +142,37 @@ def held_out_loss(model: LlamaForCausalLM, ids: Tensor, rows: int = 8) -> float:
     return sum(training.summed_loss(model, p, p).item() for p in parts) / ids[:, 1:].numel()
 
 
-@torch.inference_mode()
-def cloze(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, items: list[dict], rows: int = 32) -> dict:
-    """How many test items a base model completes, asked as its pretraining text asks ("wild"): {task: shares}.
+def cloze(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, items: list[dict], form: str = "wild"
+) -> list[dict]:
+    """What a model answers to items of `bottle.tasks`, asked as `form`; one dict an item, {task, size, rank, exact, loss}.
 
-    rank: the answer has the highest log-probability of all options. chance: what guessing would give. exact: the answer
-    is what greedy decoding writes, and a line's end or a full stop follows.
+    rank: the answer has the highest log-probability of all its options (guessing gives 1 / size). exact: the answer is what
+    greedy decoding writes, and a line's end, a full stop or the text's end follows. loss: nats for the whole answer.
     """
     ends = re.compile(r"[\s.!]*$|[ .!]*\n")
-    encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
-    texts = [([0, *encode(item["wild"])], encode(" " + option)) for item in items for option in item["options"]]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i][0]) + len(texts[i][1]))
-    scores = [(0.0, False)] * len(texts)
-    for start in range(0, len(order), rows):
-        part = order[start : start + rows]
-        longest = max(len(p) + len(o) for p, o in (texts[i] for i in part))
-        ids = torch.tensor([(texts[i][0] + texts[i][1] + [2] * longest)[:longest] for i in part], device=model.device)
-        logprobs = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-        for row, i in enumerate(part):
-            first, last = len(texts[i][0]) - 1, len(texts[i][0]) + len(texts[i][1]) - 1
-            here, answer = logprobs[row, first : last + 1], torch.tensor(texts[i][1], device=model.device)
-            greedy = here.argmax(-1)
-            stop = ends.match(tokenizer.decode(greedy[-1:], skip_special_tokens=True))
-            score = here[:-1].gather(-1, answer[:, None]).sum().item()
-            scores[i] = (score, bool((greedy[:-1] == answer).all() and stop))
-    found, at = {}, 0
-    for item in items:
-        options = dict(zip(item["options"], scores[at : (at := at + len(item["options"]))], strict=True))
-        best = max(options, key=lambda option: options[option][0])
-        row = (best == item["answer"], 1 / len(options), options[item["answer"]][1])
-        found.setdefault(item["task"], []).append(row)
-    means = {task: np.mean(values, axis=0).round(3).tolist() for task, values in found.items()}
-    return {task: dict(zip(("rank", "chance", "exact"), mean, strict=True)) for task, mean in means.items()}
+    options = [[" " + option for option in item["options"]] for item in items]
+    found = []
+    for item, scores in zip(
+        items, evaluation.score_options(model, tokenizer, [item[form] for item in items], options), strict=True
+    ):
+        scores = dict(zip(item["options"], scores, strict=True))
+        answer, best = scores[item["answer"]], max(scores, key=lambda option: scores[option]["logprob"])
+        stops = ends.match(tokenizer.decode([answer["next"]], skip_special_tokens=True)) is not None
+        row = dict(task=item["task"], size=len(scores), rank=best == item["answer"])
+        found.append(row | dict(exact=answer["greedy"] and stops, loss=-answer["logprob"]))
+    return found
+
+
+def by_task(rows: list[dict]) -> dict[str, dict]:
+    """The means of `cloze` for each task: {task: {rank, chance, exact, loss}}."""
+    columns = {"rank": lambda r: r["rank"], "chance": lambda r: 1 / r["size"], "exact": lambda r: r["exact"]}
+    columns |= {"loss": lambda r: r["loss"]}
+    tasks = {}
+    for row in rows:
+        tasks.setdefault(row["task"], []).append(row)
+    means = lambda found: {name: round(float(np.mean([f(r) for r in found])), 3) for name, f in columns.items()}  # noqa: E731
+    return {task: means(found) for task, found in tasks.items()}
 
 
 def test_items(count: int = 40) -> list[dict]:
@@ -227,7 +226,9 @@ def pretrain(
 
     def measure(model, step):
         found = {"held_out": round(held_out_loss(model, held_out), 5)}
-        return found | ({"skills": cloze(model, vocabulary, test_items(items))} if step == steps and items else {})
+        return found | (
+            {"skills": by_task(cloze(model, vocabulary, test_items(items)))} if step == steps and items else {}
+        )
 
     options = dict(
         shape="wsd",
