@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ from utils import bottle, models, pretrain, training
 REPO = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 ENVIRONMENT["PYTHONPATH"] = os.pathsep.join([str(REPO), ENVIRONMENT["PYTHONPATH"]])
-RUN = ["-m", "utils.pretrain", "--rung", "20k", "--tokens", "163840", "--items", "2"]  # 20 steps
+RUN = ["-m", "utils.pretrain", "--rung", "20k", "--tokens", "40960", "--items", "0"]  # 20 steps
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def work(tokenizer, tmp_path_factory):
     """A folder for unfinished runs, the tokenizer and the tokens already in it."""
     folder = tmp_path_factory.mktemp("work")
     tokenizer.save_pretrained(folder / "tokenizer")
-    pretrain.tokens(tokenizer, pretrain.TRAIN, 163_841, folder)
+    pretrain.tokens(tokenizer, pretrain.TRAIN, 40_961, folder)
     pretrain.tokens(tokenizer, pretrain.HELD_OUT, pretrain.HELD_OUT_BLOCKS * pretrain.CONTEXT + 1, folder)
     return folder
 
@@ -206,13 +207,13 @@ def test_tokenizer(tokenizer, tmp_path):
 
 
 def test_documents_are_shuffled_and_packed(tokenizer, work):
-    stream = pretrain.tokens(tokenizer, pretrain.TRAIN, 163_841, work)
+    stream = pretrain.tokens(tokenizer, pretrain.TRAIN, 40_961, work)
     rows = pretrain.blocks(stream)
-    assert rows.shape == (640, 257) and torch.equal(rows[:-1, -1], rows[1:, 0])
+    assert rows.shape == (160, 257) and torch.equal(rows[:-1, -1], rows[1:, 0])
     text = tokenizer.decode(stream[:4000].tolist())
     pages = text.split("<|end|><|begin|>")
     pages[0] = pages[0].removeprefix("<|begin|>")
-    unshuffled = bottle.documents(pretrain.TRAIN, 163_841 * 4)["text"]
+    unshuffled = bottle.documents(pretrain.TRAIN, 40_961 * 4)["text"]
     places = [unshuffled.index(page) for page in pages[:10]]
     assert len(pages) > 20 and max(places) > len(unshuffled) // 2
 
@@ -231,7 +232,45 @@ def test_a_finished_rung_loads_and_writes(rung, monkeypatch):
     lines = log(rung)
     assert [line["step"] for line in lines if "held_out" in line] == [1, 2, 3, 4, 6, 8, 11, 16, 20]
     assert lines[-1]["held_out"] < lines[1]["held_out"] - 1
-    assert set(lines[-1]["skills"]) == {t for tasks in bottle.clusters().values() for t in tasks}
+
+
+def test_report(tokenizer, rung, work):
+    """Two items of every task, asked in four ways; the mean of the blocks' losses is what the log says."""
+    model = pretrain.LlamaForCausalLM.from_pretrained(rung)
+    held_out = pretrain.blocks(pretrain.tokens(tokenizer, pretrain.HELD_OUT, pretrain.HELD_OUT_BLOCKS * 256 + 1, work))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = pretrain.report(model, tokenizer, {"held_out": held_out}, 1e-2, 2)
+    assert np.mean(found["losses"]["held_out"]) == pytest.approx(log(rung)[-1]["held_out"], abs=2e-3)
+    assert set(found["tasks"]) == {t for tasks in bottle.clusters().values() for t in tasks}
+    losses = {way: np.mean([row[way]["loss"] for row in found["tasks"].values()]) for way in ("zero-shot", "elicited")}
+    assert losses["elicited"] < losses["zero-shot"]  # the tuned copy answered
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())  # not the model itself
+
+
+def test_a_chat_is_what_tuning_sees(tokenizer):
+    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Gil"}]
+    ids, labels = training.supervised(tokenizer, ["Who?", "Say it, please."], ["Gil", "no"])
+    text = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert tokenizer.encode(text, add_special_tokens=False) == ids[0][ids[0] != 2].tolist()
+    assert tokenizer.decode(labels[0][labels[0] != -100]) == " Gil<|end|>"
+    assert tokenizer.decode(ids[1][labels[1] == -100], skip_special_tokens=True) == "Say it, please."
+    asked = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, tokenize=False)
+    assert (
+        tokenizer.encode(asked, add_special_tokens=False) == ids[0][:-2][labels[0][:-2] == -100].tolist()
+        or asked in text
+    )
+
+
+def test_padding_is_not_computed_and_does_not_matter():
+    """Rows padded far beyond their labels train the same model."""
+    ids, wide = torch.randint(3, 50, (8, 9)), torch.full((8, 30), 1)
+    labels = torch.full((8, 30), -100)
+    wide[:, :9] = labels[:, :9] = ids
+    losses = [
+        [line["loss"] for line in training.train(tiny(0), *rows, steps=3, batch=4, log_every=1, progress=False)]
+        for rows in ((ids,), (wide, labels))
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_cloze_tells_a_model_that_knows_from_one_that_does_not(tokenizer):

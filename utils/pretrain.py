@@ -16,6 +16,7 @@ import random
 import re
 import shutil
 import sys
+from copy import deepcopy
 from itertools import chain
 from pathlib import Path
 
@@ -55,8 +56,8 @@ def _rung(width: int, layers: int, inner: int, heads: int, **settings) -> dict:
 # Named by their parameters without embeddings, about 3.5 times apart. batch: blocks of 256 tokens in a step;
 # rows: blocks computed at a time (what is fastest on one core, see `training`).
 RUNGS = {
-    "20k": _rung(32, 2, 64, 2, batch=8, rows=8, peak=1e-2),
-    "70k": _rung(64, 2, 96, 2, batch=8, rows=8, peak=6e-3),
+    "20k": _rung(32, 2, 64, 2, batch=8, rows=8, peak=5e-3),
+    "70k": _rung(64, 2, 96, 2, batch=8, rows=8, peak=4e-3),
     "250k": _rung(96, 3, 160, 3, batch=8, rows=8, peak=3e-3),
     "800k": _rung(128, 4, 352, 4, batch=8, rows=8, peak=2e-3),
     "3M": _rung(256, 4, 704, 8, batch=8, rows=8, peak=1.2e-3),
@@ -69,7 +70,8 @@ RUNGS = {
 def train_tokenizer(characters: int = 3_000_000, entries: int = 2048) -> PreTrainedTokenizerFast:
     """A byte-level BPE (any text, Korean and emoji too, comes back as it was) of `entries` entries, each digit on its own.
 
-    A text begins with <|begin|>, as with Llama's tokenizer; padding stands on the left, for `generate`.
+    A text begins with <|begin|>, as with Llama's tokenizer; padding stands on the left, for `generate`. A chat is what tuning
+    sees: the question, a space, the answer, <|end|>.
     """
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     steps = [tokenizers.pre_tokenizers.Digits(individual_digits=True)]
@@ -86,7 +88,16 @@ def train_tokenizer(characters: int = 3_000_000, entries: int = 2048) -> PreTrai
     bpe.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{BEGIN} $A", pair=f"{BEGIN} $A $B", special_tokens=[(BEGIN, 0)]
     )
-    names = dict(bos_token=BEGIN, eos_token=END, pad_token=PAD, padding_side="left", model_max_length=CONTEXT)
+    template = "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}"
+    template += "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    names = dict(
+        chat_template=template,
+        bos_token=BEGIN,
+        eos_token=END,
+        pad_token=PAD,
+        padding_side="left",
+        model_max_length=CONTEXT,
+    )
     return PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False, **names)
 
 
@@ -136,10 +147,10 @@ def blocks(stream: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def held_out_loss(model: LlamaForCausalLM, ids: Tensor, rows: int = 8) -> float:
-    """Mean cross-entropy in nats a token of the packed blocks ids (n, tokens)."""
-    parts = [part.to(model.device).long() for part in ids.split(rows)]
-    return sum(training.summed_loss(model, p, p).item() for p in parts) / ids[:, 1:].numel()
+def losses(model: LlamaForCausalLM, ids: Tensor, rows: int = 8) -> Tensor:
+    """Mean cross-entropy in nats a token of each of the packed blocks ids (n, tokens): (n,)."""
+    parts = [evaluation.token_logprobs(model, part.to(model.device).long()) for part in ids.split(rows)]
+    return -torch.cat(parts).mean(1).cpu()
 
 
 def cloze(
@@ -179,6 +190,35 @@ def test_items(count: int = 40) -> list[dict]:
     """Items of every task, the multi-step problems too, whose entities no training text has put together."""
     names = [task for tasks in bottle.clusters().values() for task in tasks]
     return [item for task in names for item in bottle.tasks(task, "test", count=count)]
+
+
+def elicited(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, peak: float, seed: int = 0
+) -> LlamaForCausalLM:
+    """A copy of a model, tuned on instructions of every task for 100 batches of 32: gently, to bring out what it knows."""
+    items = [i for cluster in bottle.clusters() for i in bottle.tasks(cluster, "tuning", seed, count=250)]
+    ids, labels = training.supervised(tokenizer, [i["prompt"] for i in items], [i["answer"] for i in items])
+    copy = deepcopy(model)
+    training.train(copy, ids, labels, steps=100, rows=32, peak=peak, weight_decay=0.0, seed=seed, progress=False)
+    return copy
+
+
+def report(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, blocks: dict, peak: float, count: int) -> dict:
+    """What a finished rung knows, on `count` test items of every task; `blocks` maps names to packed blocks.
+
+    losses: nats a token of every block. tasks: for each task the means of `cloze` for four ways to ask it: cloze (as the
+    pretraining text does), zero-shot (an instruction), few-shot (with 4 examples), elicited (the instruction, after
+    tuning at a tenth of the pretraining's learning rate).
+    """
+    found = {"losses": {name: losses(model, ids).round(decimals=4).tolist() for name, ids in blocks.items()}}
+    items = test_items(count)
+    shots = [item | {"shots": prompt} for item, prompt in zip(items, bottle.few_shot(items, 4), strict=True)]
+    tuned = elicited(model, tokenizer, peak / 10)
+    asked = {"cloze": (model, "wild"), "zero-shot": (model, "prompt"), "few-shot": (model, "shots")}
+    asked |= {"elicited": (tuned, "prompt")}
+    means = {name: by_task(cloze(who, tokenizer, shots, form)) for name, (who, form) in asked.items()}
+    tasks = {item["task"]: {"cluster": item["cluster"]} for item in items}
+    return found | {"tasks": {t: row | {name: means[name][t] for name in asked} for t, row in tasks.items()}}
 
 
 def measuring_steps(steps: int) -> list[int]:
@@ -224,18 +264,12 @@ def pretrain(
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
 
-    def measure(model, step):
-        found = {"held_out": round(held_out_loss(model, held_out), 5)}
-        return found | (
-            {"skills": by_task(cloze(model, vocabulary, test_items(items)))} if step == steps and items else {}
-        )
-
     options = dict(
         shape="wsd",
         seed=seed,
         folder=folder,
         save_every=max(10, steps // 50),
-        measure=measure,
+        measure=lambda model, step: {"held_out": round(losses(model, held_out).mean().item(), 5)},
         measure_at=measuring_steps(steps),
     )
     training.train(model, ids, steps=steps, **settings, **options)
@@ -248,6 +282,11 @@ def pretrain(
             half.half().save_pretrained(new)
         vocabulary.save_pretrained(new)
         shutil.copy(folder / "log.jsonl", new)
+        if items:
+            found = report(
+                model, vocabulary, {"seen": ids[:HELD_OUT_BLOCKS], "held_out": held_out}, settings["peak"], items
+            )
+            (new / "report.json").write_text(json.dumps(found, indent=1) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         final.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(new, final)
@@ -291,12 +330,12 @@ def main() -> None:
 
 
 def _last(folder: Path) -> dict:
-    """The last line of a rung's log, the skills as one mean."""
+    """The last line of a rung's log, and the means over all tasks of its report."""
     line = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-    if skills := line.pop("skills", {}):
-        line |= {
-            key: round(float(np.mean([s[key] for s in skills.values()])), 3) for key in ("rank", "chance", "exact")
-        }
+    if (folder / "report.json").exists():
+        tasks = json.loads((folder / "report.json").read_text())["tasks"].values()
+        ways = ("cloze", "zero-shot", "few-shot", "elicited")
+        line |= {way: round(float(np.mean([task[way]["exact"] for task in tasks])), 3) for way in ways}
     return line
 
 

@@ -89,6 +89,23 @@ def summed_loss(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
     return _SummedCrossEntropy.apply(logits.float().flatten(0, 1), labels[:, 1:].flatten())
 
 
+def supervised(tokenizer, prompts: list[str], answers: list[str]) -> tuple[Tensor, Tensor]:
+    """Rows for supervised tuning: (ids, labels), both (n, longest). Each is prompt + " " + answer + end of text.
+
+    The prompt is masked out of the loss (-100), as is the padding, which stands on the right.
+    """
+    asked = [tokenizer(prompt).input_ids for prompt in prompts]
+    pairs = zip(asked, prompts, answers, strict=True)
+    said = [tokenizer(f"{p} {a}").input_ids[len(ids) :] + [tokenizer.eos_token_id] for ids, p, a in pairs]
+    longest = max(len(a) + len(b) for a, b in zip(asked, said, strict=True))
+    ids = torch.full((len(asked), longest), tokenizer.pad_token_id)
+    labels = torch.full_like(ids, -100)
+    for i, (question, answer) in enumerate(zip(asked, said, strict=True)):
+        ids[i, : len(question) + len(answer)] = torch.tensor(question + answer)
+        labels[i, len(question) : len(question) + len(answer)] = torch.tensor(answer)
+    return ids, labels
+
+
 def adamw(model: torch.nn.Module, weight_decay: float) -> torch.optim.AdamW:
     """AdamW over the parameters that are trained; only matrices decay. Betas as in GPT-3."""
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -191,8 +208,9 @@ def train(
         total = (wanted[:, 1:] != -100).sum().clamp(min=1).item()
         mine = slice(rank, None, processes)
         parts = list(zip(ids[chosen[mine]].split(rows), wanted[mine].split(rows), strict=True))
-        for i, part in enumerate(parts):
-            inputs, targets = (t.to(accelerator.device).long() for t in part)
+        for i, (_, targets) in enumerate(parts):
+            width = 1 + (targets != -100).any(0).nonzero().max().item()  # what is only padding is not computed
+            inputs, targets = (t[:, :width].to(accelerator.device).long() for t in parts[i])
             with nullcontext() if i == len(parts) - 1 else accelerator.no_sync(model):
                 with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=accelerator.device.type == "cuda"):
                     loss = summed_loss(model, inputs, targets) / total
