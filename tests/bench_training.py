@@ -1,6 +1,6 @@
 """How fast the training loop is, in one run beside a plain loop and 🤗 Trainer: `python -m tests.bench_training [rung ...]`.
 
-The same model, data, batch (32 rows of 256 tokens) and AdamW for all three, one thread. The plain loop is nanoGPT's: the
+The same model, data, batch (8 rows of 256 tokens) and AdamW for all three, one thread. The plain loop is nanoGPT's: the
 whole batch at once, the model's own loss. "of the matrix rate": 6 x parameters x tokens/s (the arithmetic of the matrix
 products, attention left out) over this machine's rate for a product of two 2048 x 2048 matrices. Seconds are CPU
 seconds of the one thread, which other work on the machine disturbs less; the three take turns, and the median counts.
@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 from tests.bench import row
 from utils import pretrain, training
 
-BATCH, STEPS, ROUNDS = 32, 4, 3
+BATCH, STEPS, ROUNDS = 8, 12, 3
 
 
 def loop(model, ids, rows) -> float:

@@ -302,3 +302,54 @@ def test_an_unknown_rung_gives_one_sentence(monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         pretrain.main()
     assert stopped.value.code == "No rung '9M': name one of 20k, 70k, 250k, 800k, 3M."
+
+
+# ---- The committed ladder -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", pretrain.RUNGS)
+def test_a_committed_rung(name):
+    """Whole: weights, tokenizer, log and report; all together at most 20 MB; and it is the model the report tells of."""
+    folder = models.LADDER / name
+    lines, report = log(folder), json.loads((folder / "report.json").read_text())
+    assert lines[-1]["step"] == lines[0]["settings"]["steps"] and lines[-1]["held_out"] < 2
+    assert sum(path.stat().st_size for path in models.LADDER.rglob("*")) < 20e6
+    model, tokenizer = models.load(f"ladder/{name}")
+    assert (
+        tokenizer.chat_template
+        and tokenizer.backend_tokenizer.to_str() == committed_tokenizer().backend_tokenizer.to_str()
+    )
+    assert np.mean(report["losses"]["held_out"]) == pytest.approx(lines[-1]["held_out"], abs=1e-3)
+    items = bottle.tasks("to_english", "test", count=40)
+    again = pretrain.by_task(pretrain.cloze(model, tokenizer, items))["to_english"]
+    assert again["exact"] == pytest.approx(report["tasks"]["to_english"]["cloze"]["exact"], abs=0.06)  # half precision
+
+
+def committed_tokenizer():
+    return pretrain.tokenizer(models.LADDER, Path("nowhere"))
+
+
+def test_the_committed_curve_comes_again(tmp_path):
+    """The first 64 steps of the smallest rung, from the same documents, follow the log that is kept."""
+    kept = log(models.LADDER / "20k")
+    settings = kept[0]["settings"]
+    ids = pretrain.blocks(pretrain.tokens(committed_tokenizer(), pretrain.TRAIN, pretrain.TOKENS + 1, tmp_path))
+    assert [*ids.shape, int(ids.sum())] == settings["data"]  # the documents are those of then
+    torch.manual_seed(0)
+    model = pretrain.LlamaForCausalLM(pretrain.RUNGS["20k"]["config"])
+
+    class Enough(Exception):
+        pass
+
+    def stop(model, step):
+        if step == 64:
+            raise Enough
+        return {}
+
+    options = {key: settings[key] for key in ("steps", "batch", "rows", "peak", "shape", "seed", "measure_at")}
+    with pytest.raises(Enough):
+        training.train(model, ids, folder=tmp_path / "run", measure=stop, progress=False, **options)
+    again = log(tmp_path / "run")[1:]
+    assert again[-1]["step"] >= 60
+    for ours, theirs in zip(again, kept[1:], strict=False):
+        assert ours["step"] == theirs["step"] and ours["loss"] == pytest.approx(theirs["loss"], abs=5e-3)

@@ -35,6 +35,7 @@ CONTEXT = 256
 BEGIN, END, PAD = SPECIAL = ["<|begin|>", "<|end|>", "<|pad|>"]  # ids 0, 1, 2
 TRAIN, HELD_OUT = 0, 1  # seeds of documents
 HELD_OUT_BLOCKS = 64
+TOKENS = 15_000_000  # that a rung is trained on
 
 
 def _rung(width: int, layers: int, inner: int, heads: int, **settings) -> dict:
@@ -59,8 +60,8 @@ RUNGS = {
     "20k": _rung(32, 2, 64, 2, batch=8, rows=8, peak=5e-3),
     "70k": _rung(64, 2, 96, 2, batch=8, rows=8, peak=4e-3),
     "250k": _rung(96, 3, 160, 3, batch=8, rows=8, peak=3e-3),
-    "800k": _rung(128, 4, 352, 4, batch=8, rows=8, peak=2e-3),
-    "3M": _rung(256, 4, 704, 8, batch=8, rows=8, peak=1.2e-3),
+    "800k": _rung(128, 4, 352, 4, batch=8, rows=8, peak=2e-3, bf16=True),
+    "3M": _rung(256, 4, 704, 8, batch=8, rows=8, peak=2e-3, bf16=True),
 }
 
 
@@ -238,7 +239,7 @@ def _settings(rung: str) -> dict:
 
 def pretrain(
     rung: str,
-    count: int = 15_000_000,
+    count: int = TOKENS,
     seed: int = 0,
     resume: bool = True,
     ladder: Path = models.LADDER,
@@ -299,7 +300,7 @@ def main() -> None:
     parser.add_argument(
         "--rung", action="append", help=f"one of {', '.join(RUNGS)}; may be repeated; all when left out"
     )
-    parser.add_argument("--tokens", type=int, default=15_000_000, help="to train on, per rung (default 15 million)")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="to train on, per rung")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where a run stopped"

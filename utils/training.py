@@ -155,6 +155,7 @@ def train(
     warmup: float = 0.03,
     weight_decay: float = 0.1,
     clip: float = 1.0,
+    bf16: bool = False,
     seed: int = 0,
     folder: Path | None = None,
     log_every: int = 10,
@@ -168,6 +169,7 @@ def train(
     `ids` (n, tokens) of any integer type; `labels` (n, tokens) as in `summed_loss`, the ids themselves when None.
     `batch`: rows of a step over all processes together; `rows`: as many at a time (memory and cache; no other effect).
     `peak`, `shape`, `warmup`: see `learning_rate`. `clip`: greatest norm of the gradient.
+    `bf16`: matrix products in bfloat16, as on a GPU always (1.6 times as fast for 3M parameters where the CPU has avx512_bf16).
     A line of the log: step, tokens (seen so far), loss (nats a token, mean since the line before), norm (of the gradient,
     before clipping), lr, seconds (of training, measuring left out), and what `measure(model, step)` gives at the steps in `measure_at` and the last one.
     `folder`: receives log.jsonl (its first line the settings) and checkpoint.safetensors every `save_every` steps; a run
@@ -177,10 +179,11 @@ def train(
     """
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     rank, processes, main = accelerator.process_index, accelerator.num_processes, accelerator.is_main_process
+    device = accelerator.device
     if batch % processes:
         raise ValueError(f"a batch of {batch} rows cannot be shared by {processes} processes: take a multiple of them.")
     settings = dict(steps=steps, batch=batch, rows=rows, peak=peak, shape=shape, warmup=warmup)
-    settings |= dict(weight_decay=weight_decay, clip=clip, seed=seed, data=[*ids.shape, int(ids.sum())])
+    settings |= dict(weight_decay=weight_decay, clip=clip, bf16=bf16, seed=seed, data=[*ids.shape, int(ids.sum())])
     settings |= dict(trained=sum(p.numel() for p in model.parameters() if p.requires_grad), log_every=log_every)
     settings |= dict(save_every=save_every, measure_at=sorted(measure_at))
     plain, model = model, accelerator.prepare(model)
@@ -210,9 +213,9 @@ def train(
         parts = list(zip(ids[chosen[mine]].split(rows), wanted[mine].split(rows), strict=True))
         for i, (_, targets) in enumerate(parts):
             width = 1 + (targets != -100).any(0).nonzero().max().item()  # what is only padding is not computed
-            inputs, targets = (t[:, :width].to(accelerator.device).long() for t in parts[i])
+            inputs, targets = (t[:, :width].to(device).long() for t in parts[i])
             with nullcontext() if i == len(parts) - 1 else accelerator.no_sync(model):
-                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=accelerator.device.type == "cuda"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16 or device.type == "cuda"):
                     loss = summed_loss(model, inputs, targets) / total
                 accelerator.backward(loss * processes)  # the processes' gradients are averaged
             running += loss.detach()
