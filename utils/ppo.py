@@ -97,8 +97,9 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 
     All (batch, tokens). The halves and the clipping as in OpenAI's baselines (arXiv 2005.12729) and TRL.
     """
-    near = old_values + (values - old_values).clamp(-clip, clip)
-    return masked_mean(torch.max((values - returns).square(), (near - returns).square()) / 2, mask)
+    mask = mask.bool()
+    moved, missing = (values - old_values).where(mask, 0), (returns - old_values).where(mask, 0)
+    return masked_mean(torch.max((moved - missing).square(), (moved.clamp(-clip, clip) - missing).square()) / 2, mask)
 
 
 def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
@@ -152,9 +153,9 @@ def read(
     """
     place = lambda flat: flat.new_zeros(mask[:, 1:].shape).masked_scatter(mask[:, 1:], flat)  # noqa: E731
     logits, hidden = preference.reply_states(policy, ids, mask)
-    scores = logits.float().log_softmax(-1)
+    scores = logits.log_softmax(-1)
     logprobs = place(scores.gather(-1, ids[mask][:, None])[:, 0])
-    values = place(value_head(hidden)[:, 0].float()) if value_head else None
+    values = place(value_head(hidden)[:, 0]) if value_head else None
     return logprobs, values, place(-(scores.exp() * scores).sum(-1)) if entropy else None
 
 
