@@ -298,7 +298,7 @@ def test_the_log():
     options = OPTIONS | dict(steps=2, gold=lambda texts: [3.0] * len(texts), unfinished=-1.0)
     log = ppo.train(policy, words(), PROMPTS, share, watch=lambda log: seen.append(len(log)), **options)
     assert seen == [1, 2] and [line["step"] for line in log] == [1, 2]
-    keys = "step loss clipped value_loss ptx_loss reward gold kl entropy length ended beta seconds sample"
+    keys = "step reward gold kl entropy length ended beta sample seconds loss clipped value_loss"
     assert list(log[0]) == keys.split() and log[0]["gold"] == 3.0
     assert 0 < log[0]["length"] <= 8 and 0 < log[0]["ended"] < 1 and 0 < log[0]["entropy"] < math.log(50)
 
@@ -349,6 +349,8 @@ def test_a_batch_that_does_not_fit_is_refused():
     for wrong in ({"group": 5}, {"minibatch": 7}):
         with pytest.raises(ValueError, match="must be a multiple"):
             ppo.train(tiny(0), words(), PROMPTS, share, steps=1, **OPTIONS | wrong)
+    with pytest.raises(ValueError, match="pretraining"):
+        ppo.train(tiny(0), words(), PROMPTS, share, steps=1, ptx=0.1, **OPTIONS)
 
 
 # ---- Best of n, rejection sampling ----------------------------------------------------------------------------------

@@ -130,13 +130,25 @@ def generate(
     left = torch.tensor([[filler] * (longest - len(p)) + p for p in prompts], device=policy.device)
     gaps = torch.tensor([longest - len(p) for p in prompts], device=policy.device)[:, None]
     real = (torch.arange(longest, device=policy.device) >= gaps).long()
-    new = decoding.sample(policy, left, max_new_tokens, generator=generator, attention_mask=real)[:, longest:]
+    draw = lambda logits, _: _draw(logits.softmax(-1), generator)  # noqa: E731
+    new = torch.stack(list(decoding.stream(policy, left, max_new_tokens, draw, attention_mask=real)), 1)
     ends = _ends(policy, new)
     lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, new.shape[1]).tolist()
     replies = [row[:length] for row, length in zip(new.tolist(), lengths, strict=True)]
     texts = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
     ids, mask = preference.join(prompts, replies, filler, policy.device)
     return ids, mask, tokenizer.batch_decode(texts, skip_special_tokens=True)
+
+
+def _draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A token for each row, (batch, vocabulary) -> (batch,).
+
+    One random number a row is enough: torch.multinomial draws one for every token of the vocabulary, which took a third
+    of a small model's generation.
+    """
+    reached = probabilities.cumsum(-1)
+    at = reached[:, -1:] * torch.rand(len(reached), 1, generator=generator, device=reached.device)
+    return torch.searchsorted(reached, at, right=True)[:, 0].clamp(max=reached.shape[1] - 1)
 
 
 def _ends(policy: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -204,15 +216,17 @@ def train(
     `unfinished`: added to the score of a reply that was cut off at `max_new_tokens`. `whitened`: whether PPO's
     advantages are. `pretraining` (n, tokens): as many of its rows as there are replies are mixed into every minibatch,
     their loss (nats a token) weighed by `ptx`: PPO-ptx.
-    A line: step, loss, reward (mean score), gold (mean, when `gold` is given; never trained on), kl (nats a reply),
-    entropy (nats a token), length (tokens a reply), ended (share), clipped (share of tokens), value_loss, ptx_loss,
-    beta, seconds (generate, score, update), sample (a text). To go on with a run in `folder`, call with the policy it
-    began with. Raises ValueError for a batch that groups or minibatches do not fill, else as `training.loop`.
+    A line: step, reward (mean score), gold (mean, when `gold` is given; never trained on), kl (nats a reply), entropy
+    (nats a token), length (tokens a reply), ended (share), beta, sample (a text), seconds (generate, score, update), loss,
+    clipped (share of tokens), value_loss and ptx_loss where there is one. To go on with a run in `folder`, call with
+    the policy it began with. Raises ValueError for a batch that groups or minibatches do not fill, or ptx without text;
+    else as `training.loop`.
     """
-    if batch % group or batch % minibatch:
-        raise ValueError(
-            f"a batch of {batch} replies must be a multiple of the group ({group}) and the minibatch ({minibatch})."
-        )
+    if group < 1 or batch % group or batch % minibatch:
+        fit = f"of the group ({group}) and of the minibatch ({minibatch})"
+        raise ValueError(f"a batch of {batch} replies must be a multiple {fit}.")
+    if ptx and pretraining is None:
+        raise ValueError("ptx needs `pretraining`, rows of token ids (n, tokens).")
     settings = dict(steps=steps, group=group, batch=batch, max_new_tokens=max_new_tokens, beta=beta, epochs=epochs)
     settings |= dict(minibatch=minibatch, lr=lr, value_lr=value_lr, value_weight=value_weight, clip=clip, gamma=gamma)
     settings |= dict(lam=lam, whitened=whitened, unfinished=unfinished, ptx=ptx, target_kl=target_kl, seed=seed)
@@ -228,64 +242,75 @@ def train(
         weights.append({"params": list(head.parameters()), "lr": value_lr})
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
+    def experience(asked: list[list[int]], weight: float, generator: torch.Generator) -> tuple[dict, dict]:
+        """Replies with all that is known of them before the update: ({name: (batch, ...) tensor}, line of the log)."""
+        start = time.perf_counter()
+        ids, mask, texts = generate(policy, tokenizer, asked, max_new_tokens, generator)
+        generated, replied = time.perf_counter(), mask[:, 1:]
+        ended = (_ends(policy, ids) & mask).any(1)
+        given = torch.as_tensor(reward(texts), dtype=torch.float32, device=ids.device)
+        scores = given + unfinished * ~ended
+        old, values, entropy = read(policy, ids, mask, head, entropy=True)
+        references, _, _ = read(reference, ids, mask)
+        known = dict(ids=ids, mask=mask, old=old, references=references)
+        if head:
+            rewards = kl_shaped_rewards(scores, old, references, replied, weight)
+            advantages, returns = gae(rewards, values, replied, gamma, lam)
+            known |= dict(values=values, returns=returns)
+            known["advantages"] = whiten(advantages, replied) if whitened else advantages
+        else:
+            known["advantages"] = group_advantages(scores, group)[:, None].expand_as(old)
+        line = {"reward": given.mean().item()}
+        if gold:
+            line["gold"] = torch.as_tensor(gold(texts), dtype=torch.float32).mean().item()
+        line |= dict(kl=(old - references).sum(1).mean().item(), entropy=masked_mean(entropy, replied).item())
+        line |= dict(length=replied.sum(1).float().mean().item(), ended=ended.float().mean().item(), beta=weight)
+        seconds = dict(generate=generated - start, score=time.perf_counter() - generated)
+        return known, line | dict(sample=texts[0], seconds=seconds)
+
+    def objective(part: dict, weight: float, mixed: Tensor | None) -> dict:
+        """The loss of a minibatch, and what it is made of."""
+        mask = part["mask"][:, 1:]
+        now, values, _ = read(policy, part["ids"], part["mask"], head)
+        found = {"loss": policy_loss(now, part["old"], part["advantages"], mask, clip)}
+        found["clipped"] = masked_mean(((now - part["old"]).exp() - 1).abs() > clip, mask)
+        if head:
+            found["value_loss"] = value_loss(values, part["values"], part["returns"], mask, clip)
+            found["loss"] = found["loss"] + value_weight * found["value_loss"]
+        else:
+            found["loss"] = found["loss"] + weight * masked_mean(kl_estimators(now, part["references"])[2], mask)
+        if mixed is not None:
+            found["ptx_loss"] = training.summed_loss(policy, mixed, mixed) / mixed[:, 1:].numel()
+            found["loss"] = found["loss"] + ptx * found["ptx_loss"]
+        return found
+
     def advance(step: int, log: list[dict]) -> dict:
         generator = torch.Generator(policy.device).manual_seed(seed * 1_000_003 + step)
         weight = log[-1]["beta"] if log else beta
         if log and target_kl:
             weight *= 1 + 0.1 * min(0.2, max(-0.2, log[-1]["kl"] / target_kl - 1))
-        clock = [time.perf_counter()]
         asked = training.picks(step, batch // group, len(prompts), seed).repeat_interleave(group).tolist()
-        ids, mask, texts = generate(policy, tokenizer, [prompts[i] for i in asked], max_new_tokens, generator)
-        clock.append(time.perf_counter())
-        replied = mask[:, 1:]
-        ended = (_ends(policy, ids) & mask).any(1)
         with torch.no_grad():
-            given = torch.as_tensor(reward(texts), dtype=torch.float32, device=ids.device)
-            old, old_values, entropy = read(policy, ids, mask, head, entropy=True)
-            references, _, _ = read(reference, ids, mask)
-            scores = given + unfinished * ~ended
-            if head:
-                rewards = kl_shaped_rewards(scores, old, references, replied, weight)
-                advantages, returns = gae(rewards, old_values, replied, gamma, lam)
-                advantages = whiten(advantages, replied) if whitened else advantages
-            else:
-                advantages = group_advantages(scores, group)[:, None].expand_as(old)
-        clock.append(time.perf_counter())
-        sums = dict.fromkeys(("loss", "clipped", "value_loss", "ptx_loss"), 0.0)
-        parts = [
-            p
-            for _ in range(epochs)
-            for p in torch.randperm(batch, generator=generator, device=ids.device).split(minibatch)
-        ]
-        for number, rows in enumerate(parts):
-            end = int(mask[rows].any(0).nonzero().max())  # of the longest reply: no need to read padding
-            m = replied[rows, :end]
-            now, values, _ = read(policy, ids[rows, : end + 1], mask[rows, : end + 1], head)
-            loss = policy_loss(now, old[rows, :end], advantages[rows, :end], m, clip)
-            if head:
-                error = value_loss(values, old_values[rows, :end], returns[rows, :end], m, clip)
-                loss, sums["value_loss"] = loss + value_weight * error, sums["value_loss"] + error.item()
-            else:
-                loss = loss + weight * masked_mean(kl_estimators(now, references[rows, :end])[2], m)
+            known, line = experience([prompts[i] for i in asked], weight, generator)
+        start, parts, found = time.perf_counter(), batch // minibatch, []
+        for number in range(epochs * parts):
+            if number % parts == 0:
+                order = torch.randperm(batch, generator=generator, device=policy.device).split(minibatch)
+            rows = order[number % parts]
+            end = int(known["mask"][rows].any(0).nonzero().max())  # no need to read padding behind the longest reply
+            part = {name: x[rows, : end + (name in ("ids", "mask"))] for name, x in known.items()}
+            mixed = None
             if ptx:
-                mixed = pretraining[training.picks(step * len(parts) + number, minibatch, len(pretraining), seed)]
-                mixed = mixed.to(ids.device).long()
-                text_loss = training.summed_loss(policy, mixed, mixed) / mixed[:, 1:].numel()
-                loss, sums["ptx_loss"] = loss + ptx * text_loss, sums["ptx_loss"] + text_loss.item()
-            loss.backward()
+                mixed = training.picks(step * epochs * parts + number, minibatch, len(pretraining), seed)
+                mixed = pretraining[mixed].to(policy.device).long()
+            found.append(objective(part, weight, mixed))
+            found[-1]["loss"].backward()
             torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            sums["loss"] += loss.item()
-            sums["clipped"] += masked_mean(((now - old[rows, :end]).exp() - 1).abs() > clip, m).item()
-        clock.append(time.perf_counter())
-        line = {name: value / len(parts) for name, value in sums.items()} | {"reward": given.mean().item()}
-        if gold:
-            line["gold"] = torch.as_tensor(gold(texts), dtype=torch.float32).mean().item()
-        line |= dict(kl=(old - references).sum(1).mean().item(), entropy=masked_mean(entropy, replied).item())
-        line |= dict(length=replied.sum(1).float().mean().item(), ended=ended.float().mean().item(), beta=weight)
-        seconds = [round(b - a, 3) for a, b in zip(clock, clock[1:], strict=False)]
-        return line | dict(seconds=dict(zip(("generate", "score", "update"), seconds, strict=True)), sample=texts[0])
+        line |= {name: sum(f[name].item() for f in found) / len(found) for name in found[0]}
+        line["seconds"]["update"] = time.perf_counter() - start
+        return line
 
     options = dict(steps=steps, settings=settings, folder=folder, save_every=save_every, watch=watch, progress=progress)
     return training.loop(advance, trained, optimizer, **options)
