@@ -315,6 +315,36 @@ def test_the_reference_stays_and_the_reward_is_not_trained():
     assert not torch.equal(policy.lm_head.weight, model.lm_head.weight)
 
 
+@pytest.mark.parametrize("whitened", [True, False])
+def test_what_a_step_hands_to_the_losses(whitened, monkeypatch):
+    """Scores with the fine for replies that were cut off; advantages whitened over the whole batch, or not."""
+    scores, advantages = [], []
+    shaped, loss = ppo.kl_shaped_rewards, ppo.policy_loss
+    monkeypatch.setattr(ppo, "kl_shaped_rewards", lambda s, *rest: scores.append(s) or shaped(s, *rest))
+    monkeypatch.setattr(ppo, "policy_loss", lambda n, o, a, m, c: advantages.append(a[m]) or loss(n, o, a, m, c))
+    options = OPTIONS | dict(steps=1, unfinished=-1.0, whitened=whitened)
+    log = ppo.train(tiny(0), words(), PROMPTS, lambda texts: [5.0] * len(texts), **options)
+    assert mean([score == 5.0 for score in scores[0].tolist()]) == pytest.approx(log[0]["ended"])
+    assert set(scores[0].tolist()) == {4.0, 5.0}
+    spread = torch.cat(advantages)
+    assert whitened == (abs(spread.mean().item()) < 1e-4 and abs(spread.std().item() - 1) < 1e-3)
+
+
+def test_values_are_learned():
+    """Where every reply scores 1, the value head comes to expect it."""
+    options = OPTIONS | dict(steps=15, beta=0.0, lr=0.0, value_lr=1e-2)
+    log = ppo.train(tiny(0), words(), PROMPTS, lambda texts: [1.0] * len(texts), **options)
+    assert log[-1]["value_loss"] < 0.3 * log[0]["value_loss"]
+
+
+def test_grpo_compares_replies_to_one_prompt():
+    """A reward that depends on the prompt alone teaches nothing: the weights stay."""
+    policy = tiny(0)
+    options = OPTIONS | dict(steps=2, group=4, beta=0.0)
+    ppo.train(policy, words(), PROMPTS, lambda texts: [float(text.split()[0][1:]) for text in texts], **options)
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), tiny(0).parameters(), strict=True))
+
+
 class Killed(Exception):
     pass
 
