@@ -1,8 +1,9 @@
 """Models that several tests share."""
 
 import pytest
+import tokenizers
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from utils import models
 
@@ -28,3 +29,13 @@ def tiny(seed: int, layers: int = 2, vocabulary: int = 50, eos: int | None = 2) 
         bos_token_id=0,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def words(count: int = 50) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words for `tiny` models: <b> <pad> <e> w3 w4 ..., a text begins with <b>."""
+    names = ["<b>", "<pad>", "<e>", *(f"w{i}" for i in range(3, count))]
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({name: i for i, name in enumerate(names)}, "<pad>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="<b> $A", special_tokens=[("<b>", 0)])
+    special = dict(bos_token="<b>", eos_token="<e>", pad_token="<pad>", padding_side="left")
+    return PreTrainedTokenizerFast(tokenizer_object=made, clean_up_tokenization_spaces=False, **special)

@@ -83,3 +83,33 @@ def test_a_label_with_markup_is_drawn_as_it_is():
 def test_korean_is_drawn_with_korean_glyphs(recwarn):
     plots.distribution(["서울", "안녕 a"], [0.6, 0.4], [1.0, 0.0], "한국어").canvas.draw()
     assert not [str(warning.message) for warning in recwarn]
+
+
+LOG = [dict(step=s, reward=s / 9, gold=1.0, kl=0.1 * s, entropy=2.0, length=9.0, sample="<b>&1") for s in range(1, 7)]
+
+
+def test_dashboard_is_plain_text_without_a_notebook(capsys):
+    watch = widgets.dashboard(every=3)
+    for end in range(1, 7):
+        watch(LOG[:end])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in printed] == ["3", "6"]
+    assert "reward 0.67  gold 1.00  kl 0.60  entropy 2.00  length 9.00" in printed[1]
+
+
+def test_dashboard_renews_its_picture_and_escapes(monkeypatch):
+    """In a notebook two outputs are shown once, then updated; the text is escaped."""
+    shown, updates = [], []
+
+    class Handle:
+        def update(self, new):
+            updates.append(new)
+
+    monkeypatch.setattr(widgets.IPython, "get_ipython", lambda: type("Shell", (), {"kernel": None})())
+    monkeypatch.setattr(widgets.IPython.display, "display", lambda new, display_id: shown.append(new) or Handle())
+    watch = widgets.dashboard(every=1)
+    for end in range(1, 4):
+        watch(LOG[:end])
+    assert len(shown) == 2 and len(updates) == 4
+    assert shown[0].data.startswith(b"\x89PNG") and updates[0].data != updates[2].data
+    assert "&lt;b&gt;&amp;1" in updates[-1].data and "<b>" not in updates[-1].data

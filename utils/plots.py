@@ -114,3 +114,19 @@ def tree(levels: list[list[tuple[int, str, float, bool]]], root: str, title: str
     axes.set(xlim=(-0.5, len(levels) + 0.5), ylim=(-6, 6))
     axes.set_title(title, parse_math=False)
     return figure
+
+
+def reinforcement(log: list[dict]) -> Figure:
+    """Reward (and gold), KL, entropy and length by step: a log of `ppo.train`, one step or more."""
+    panels = {"score": ("reward", "gold"), "KL, nats a reply": ("kl",), "entropy, nats": ("entropy",)}
+    panels["length, tokens"] = ("length",)
+    figure, places = plt.subplots(1, 4, figsize=(14, 3.3), layout="none")
+    figure.subplots_adjust(left=0.05, right=0.99, top=0.86, bottom=0.22, wspace=0.3)
+    steps = [line["step"] for line in log]
+    for axes, (title, names) in zip(places, panels.items(), strict=True):
+        for name in names:
+            if name in log[0]:
+                axes.plot(steps, [line[name] for line in log], label=name, marker="o" if len(log) == 1 else None)
+        axes.set(title=title, xlabel="step")
+    places[0].legend(fontsize=13)
+    return figure

@@ -257,6 +257,51 @@ def train(
     return log
 
 
+def loop(
+    advance: Callable[[int, list[dict]], dict],
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    settings: dict,
+    folder: Path | None = None,
+    save_every: int = 20,
+    watch: Callable[[list[dict]], None] | None = None,
+    progress: bool = True,
+) -> list[dict]:
+    """Call `advance(step, log) -> line` for every step, and return the log, the list of its lines.
+
+    For trainings whose step is more than a batch of text (preference, ppo), in one process. What `advance` does must
+    follow from the step, the log and the weights alone: then a run found in `folder` goes on as if never interrupted.
+    `settings`: what a run in `folder` must have in common with this one. `watch(log)` is called after every step.
+    Raises ValueError for a folder with another run's checkpoint, or a line whose "loss" is no longer a number.
+    """
+    log, done, settings = [], 0, json.loads(json.dumps(settings))
+    if folder and (checkpoint := Path(folder) / "checkpoint.safetensors").exists():
+        state = restore(checkpoint, model, optimizer)
+        if state["settings"] != settings:
+            changed = sorted(k for k in settings if state["settings"].get(k) != settings[k])
+            raise ValueError(
+                f"{folder} holds a run with other settings ({', '.join(changed)}): delete it to start anew."
+            )
+        done, log = state["step"], _read(Path(folder) / "log.jsonl", state["step"])
+    if folder:
+        _write(Path(folder) / "log.jsonl", log, "w")
+    for step in tqdm(range(done, steps), initial=done, total=steps, unit="step", disable=not progress, mininterval=1):
+        line = {"step": step + 1, **advance(step, log)}
+        if not math.isfinite(line["loss"]):
+            raise ValueError(f"the loss is no longer a number at step {step + 1}: take a lower learning rate.")
+        log.append(line)
+        if folder:
+            _write(Path(folder) / "log.jsonl", [line])
+            if (step + 1) % save_every == 0 or step + 1 == steps:
+                state = dict(step=step + 1, settings=settings)
+                save(Path(folder) / "checkpoint.safetensors", model, optimizer, state)
+        if watch:
+            watch(log)
+    return log
+
+
 def _read(path: Path, lines: int) -> list[dict]:
     """The first lines of a log; what an interrupted run wrote after its last checkpoint is left out."""
     return [json.loads(line) for line in path.read_text().splitlines()[:lines]]

@@ -5,8 +5,10 @@ What a model or a student wrote is escaped before it reaches the page.
 """
 
 import io
+from collections.abc import Callable
 from html import escape
 
+import IPython
 import ipywidgets
 import matplotlib.pyplot as plt
 import torch
@@ -151,3 +153,28 @@ def beam_tree(model, tokenizer, text: str) -> ipywidgets.Widget:
         search.levels(number, depth.max)
     draw()
     return ipywidgets.VBox([prompt, ipywidgets.HBox([beams, depth]), picture])
+
+
+def dashboard(every: int = 5) -> Callable[[list[dict]], None]:
+    """A `watch` for `ppo.train`: every so many steps the curves and the newest text; without a notebook, a printed line."""
+    shell = IPython.get_ipython()
+    shown = [] if shell is not None and hasattr(shell, "kernel") else None
+
+    def watch(log: list[dict]) -> None:
+        line = log[-1]
+        if line["step"] % every:
+            return
+        if shown is None:
+            names = [name for name in ("reward", "gold", "kl", "entropy", "length") if name in line]
+            numbers = "  ".join(f"{name} {line[name]:.2f}" for name in names)
+            print(f"step {line['step']:4}  {numbers}  {line['sample'][-60:]!r}", flush=True)
+            return
+        picture = IPython.display.Image(png(plots.reinforcement(log)))
+        text = IPython.display.HTML(f'<pre style="white-space:pre-wrap">{escape(line["sample"])}</pre>')
+        if shown:
+            for handle, new in zip(shown, (picture, text), strict=True):
+                handle.update(new)
+        else:
+            shown.extend(IPython.display.display(new, display_id=True) for new in (picture, text))
+
+    return watch
