@@ -19,6 +19,15 @@ def test_token_logprobs_is_transformers_loss():
     assert -ours.mean().item() == pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-5)
 
 
+def test_token_logprobs_are_exact_on_the_real_model(smollm2):
+    model, tokenizer = smollm2
+    ids = tokenizer("The capital of Korea is Seoul, and the river Han flows through it.", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        logits = model(ids).logits[0, :-1].double()
+    wanted = logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+    assert (evaluation.token_logprobs(model, ids)[0] - wanted).abs().max() < 1e-5
+
+
 def test_token_logprobs_does_not_see_the_padding():
     model = tiny(0)
     ids = torch.randint(3, 50, (1, 6))
