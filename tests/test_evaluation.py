@@ -1,5 +1,8 @@
 """Scores and intervals."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,15 @@ def test_token_logprobs_is_transformers_loss():
     assert -ours.mean().item() == pytest.approx(model(ids, labels=ids).loss.item(), abs=1e-5)
 
 
+def test_token_logprobs_are_exact_on_the_real_model(smollm2):
+    model, tokenizer = smollm2
+    ids = tokenizer("The capital of Korea is Seoul, and the river Han flows through it.", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        logits = model(ids).logits[0, :-1].double()
+    wanted = logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+    assert (evaluation.token_logprobs(model, ids)[0] - wanted).abs().max() < 1e-5
+
+
 def test_token_logprobs_does_not_see_the_padding():
     model = tiny(0)
     ids = torch.randint(3, 50, (1, 6))
@@ -24,6 +36,53 @@ def test_token_logprobs_does_not_see_the_padding():
     torch.testing.assert_close(
         evaluation.token_logprobs(model, padded, mask)[:, 3:], evaluation.token_logprobs(model, ids)
     )
+
+
+def letters(text: str, **_) -> SimpleNamespace:
+    """A tokenizer for tests: one token a letter."""
+    return SimpleNamespace(input_ids=torch.tensor([[ord(letter) - 94 for letter in text]]))
+
+
+TEXT = "".join(chr(97 + (7 * i * i + i) % 26) for i in range(61))
+
+
+def guide(model, ids, context: int, stride: int) -> float:
+    """The loop of transformers' guide to perplexity, each window's loss weighted with the tokens that it scored."""
+    total = scored = previous = 0
+    for begin in range(0, ids.shape[1], stride):
+        end = min(begin + context, ids.shape[1])
+        labels = ids[:, begin:end].clone()
+        labels[:, : -(end - previous)] = -100
+        number = int((labels[:, 1:] != -100).sum())
+        if number:
+            total += number * model(ids[:, begin:end], labels=labels).loss.item()
+        scored, previous = scored + number, end
+        if end == ids.shape[1]:
+            return math.exp(total / scored)
+
+
+# 61 tokens: a last window that is whole (16, 5), short (16, 6 and 14), of one token (12, 12), longer than the text (64, 1)
+@pytest.mark.parametrize(
+    ("context", "stride"), [(16, 1), (16, 5), (16, 6), (16, 14), (16, 16), (12, 12), (64, 1), (61, 61)]
+)
+def test_perplexity_is_the_guides(context, stride):
+    model = tiny(0)
+    ours = evaluation.perplexity(model, letters, TEXT, stride, context)
+    assert ours == pytest.approx(guide(model, letters(TEXT).input_ids, context, stride), rel=1e-5)
+
+
+def test_perplexity_of_a_text_that_fits_is_exp_of_transformers_loss():
+    model, ids = tiny(0), letters(TEXT).input_ids
+    wanted = math.exp(model(ids, labels=ids).loss.item())
+    assert evaluation.perplexity(model, letters, TEXT, stride=7) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize(("text", "stride", "word"), [("", 4, "0 tokens"), ("a", 4, "1 tokens"), ("abc", 0, "stride")])
+def test_perplexity_refuses_what_has_none(text, stride, word):
+    with pytest.raises(ValueError, match=word):
+        evaluation.perplexity(tiny(0), letters, text, stride, context=8)
+    with pytest.raises(ValueError, match="stride must be between 1 and the context, 8"):
+        evaluation.perplexity(tiny(0), letters, "abc", 9, context=8)
 
 
 def test_bootstrap_ci_is_scipys():

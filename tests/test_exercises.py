@@ -1,8 +1,10 @@
 """Exercises: the reference passes, every planted bug is caught by name, the notebooks' solutions are right."""
 
+import inspect
 import re
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ ALL = [(name, message) for name, task in exercises.EXERCISES.items() for message
 
 def student(name, code):
     """A function written as a student would write it."""
-    scope = {"torch": torch}
+    scope = {"torch": torch, "np": np}
     exec(code, scope)
     return scope[name]
 
@@ -39,6 +41,18 @@ def test_each_mistake_is_named(name, message):
 
 # Bugs planted by hand, in other words than the mistakes above: (exercise, code, what the message must say).
 PLANTED = [
+    ("fit_power_law", "a, b = np.polyfit(np.log10(n), np.log10(loss), 1)\n    return a, 10 ** (-b / a)", "sign"),
+    ("fit_power_law", "a, b = np.polyfit(np.log10(n), np.log10(loss), 1)\n    return -a, 10 ** b", "n = 1"),
+    ("fit_power_law", "a, b = np.polyfit(np.log10(n), np.log10(loss), 1)\n    return -a, np.log(10) * -b / a", "still a logarithm"),
+    ("fit_power_law", "x = np.log(n); y = loss; a = np.cov(x, y)[0, 1] / x.var(ddof=1)\n    return -a, np.exp(x.mean() - y.mean() / a)", "loss is logarithmic too"),
+    ("count_parameters", "c = config; d = c.hidden_size; return c.vocab_size * d * (2 - c.tie_word_embeddings) + c.num_hidden_layers * (4 * d * d + 3 * d * c.intermediate_size + 2 * d) + d", "fewer heads"),
+    ("count_parameters", "c = config; d = c.hidden_size; kv = d * c.num_key_value_heads // c.num_attention_heads\n    return 2 * c.vocab_size * d + c.num_hidden_layers * (2 * d * d + 2 * d * kv + 3 * d * c.intermediate_size + 2 * d) + d", "twice"),
+    ("count_parameters", "c = config; d = c.hidden_size; kv = d * c.num_key_value_heads // c.num_attention_heads\n    return c.vocab_size * d * (2 - c.tie_word_embeddings) + c.num_hidden_layers * (2 * d * d + 2 * d * kv + 2 * d * c.intermediate_size + 2 * d) + d", "three"),
+    ("count_parameters", "c = config; d = c.hidden_size; kv = d * c.num_key_value_heads // c.num_attention_heads\n    return c.vocab_size * d * (2 - c.tie_word_embeddings) + c.num_hidden_layers * (2 * d * d + 2 * d * kv + 3 * d * c.intermediate_size + 2 * d)", "last layer"),
+    ("training_compute", "f = parameters * tokens * (1 + 1); return f, f / flop_per_second / 31_536_000", "forward pass only"),
+    ("training_compute", "f = 2 * parameters * 3 * tokens; return f, f / flop_per_second / 3600", "hours"),
+    ("training_compute", "f = 2 * parameters * 3 * tokens; return f, f / flop_per_second", "seconds"),
+    ("training_compute", "f = 4 * parameters * tokens; return f, f / flop_per_second / 31_536_000", "forget the forward"),
     ("temperature", "return torch.exp(logits * temperature) / torch.exp(logits * temperature).sum(-1, keepdim=True)", "divide"),
     ("temperature", "return torch.softmax(logits / temperature, dim=0)", "batch"),
     ("temperature", "return logits.div(temperature)", "softmax"),
@@ -62,8 +76,8 @@ PLANTED = [
 
 @pytest.mark.parametrize(("name", "body", "word"), PLANTED)
 def test_planted_bugs_are_caught_by_name(name, body, word):
-    arguments = {"beam_step": "scores, log_probs", "temperature": "logits, temperature", "top_k": "logits, k"}
-    result = exercises.check(student(name, f"def {name}({arguments.get(name, 'logits, p')}):\n    {body}"))
+    arguments = ", ".join(inspect.signature(exercises.EXERCISES[name].reference).parameters)
+    result = exercises.check(student(name, f"def {name}({arguments}):\n    {body}"))
     assert not result.passed
     assert word in result.message
 

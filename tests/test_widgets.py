@@ -1,5 +1,7 @@
 """Widgets: they change when used, quickly, and escape what a model wrote."""
 
+import time
+
 import ipywidgets
 import matplotlib
 import pytest
@@ -68,6 +70,28 @@ def test_beam_tree_redraws_without_reading_again(smollm2, monkeypatch):
         for value in (slider.min, slider.max):
             before, slider.value = picture.value, value
         assert picture.value != before
+
+
+def test_scaling_calculator():
+    calculator = widgets.scaling_calculator()
+    (picture,), (answer,) = parts(calculator, ipywidgets.Image), parts(calculator, ipywidgets.HTML)
+    for words in ("3.14 × 10²³ FLOP", "356 GPU-years", "4.68 million dollars", "2,794 GB to train, 349 GB"):
+        assert words in answer.value
+    sliders = parts(calculator, ipywidgets.FloatLogSlider) + parts(
+        calculator, (ipywidgets.FloatSlider, ipywidgets.IntSlider)
+    )
+    assert len(sliders) == 5
+    for slider in sliders:
+        log = isinstance(slider, ipywidgets.FloatLogSlider)
+        for value in (slider.min, slider.max):
+            before, drawn = answer.value, picture.value
+            slider.value = 10.0**value if log else value
+            assert answer.value != before
+            assert (picture.value != drawn) == log
+            assert "nan" not in answer.value and "inf" not in answer.value
+    start = time.process_time()
+    sliders[0].value = 1e9
+    assert time.process_time() - start < 0.3
 
 
 def test_labels_show_what_cannot_be_seen():

@@ -74,6 +74,22 @@ def distribution(tokens: list[str], before: list[float], after: list[float], tit
     return figure
 
 
+def isoflop(
+    parameters: list[float], losses: list[float], chosen: tuple[float, float], best: tuple[float, float], title: str
+) -> Figure:
+    """Expected loss against model size where all sizes cost the same; `chosen` and `best`: (parameters, loss)."""
+    figure, axes = plt.subplots(layout="none")
+    figure.subplots_adjust(left=0.09, right=0.98, top=0.89, bottom=0.18)
+    axes.plot(parameters, losses, color=BLUE, label="same compute, fewer or more tokens")
+    axes.plot(*chosen, "o", color=RED, ms=15, label="your choice")
+    axes.plot(*best, "*", color=GREEN, ms=22, label="compute-optimal")
+    highest = max(chosen[1], best[1] + 0.5)
+    axes.set(xscale="log", xlabel="parameters", ylabel="expected loss (nats a token)", title=title)
+    axes.set(xlim=(min(parameters), max(parameters)), ylim=(best[1] - 0.1, highest + 0.2 * (highest - best[1])))
+    axes.legend(loc="upper center")
+    return figure
+
+
 def tree(levels: list[list[tuple[int, str, float, bool]]], root: str, title: str) -> Figure:
     """A search tree. Each level lists its nodes: (parent's index in the level above, label, probability of the whole
     beginning, kept?). Kept nodes are blue; the probability stands by each label."""

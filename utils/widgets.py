@@ -11,10 +11,11 @@ from html import escape
 import IPython
 import ipywidgets
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from utils import decoding, plots
+from utils import decoding, plots, scaling
 
 
 def png(figure: Figure) -> bytes:
@@ -178,3 +179,56 @@ def dashboard(every: int = 5) -> Callable[[list[dict]], None]:
             shown.extend(IPython.display.display(new, display_id=True) for new in (picture, text))
 
     return watch
+
+
+def show_scaling(parameters: float, tokens: float) -> Figure:
+    """Where this model stands among all that cost as much to train, by Chinchilla's form."""
+    flop = 6 * parameters * tokens
+    best = scaling.compute_optimal(flop)
+    sizes = np.geomspace(min(parameters, best[0]) / 10, max(parameters, best[0]) * 10, 200)
+    return plots.isoflop(
+        sizes,
+        [scaling.expected_loss(n, flop / 6 / n) for n in sizes],
+        (parameters, scaling.expected_loss(parameters, tokens)),
+        (best[0], scaling.expected_loss(*best)),
+        f"{scaling.in_words(parameters)} parameters, {scaling.in_words(tokens)} tokens: {scaling.in_words(flop)} FLOP",
+    )
+
+
+def scaling_calculator(parameters: float = 174.6e9, tokens: float = 300e9) -> ipywidgets.Widget:
+    """What a training run costs (operations, GPU-years, money, memory), and the loss to expect of it."""
+    wide = {"style": {"description_width": "150px"}, "layout": {"width": "440px"}}
+    log = {"readout_format": ".2e", "step": 0.05, **wide}
+    sliders = {
+        "parameters": ipywidgets.FloatLogSlider(parameters, min=6, max=13, description="parameters", **log),
+        "tokens": ipywidgets.FloatLogSlider(tokens, min=7, max=14, description="training tokens", **log),
+        "peak": ipywidgets.IntSlider(112, min=1, max=2500, description="GPU peak, TFLOP/s", **wide),
+        "used": ipywidgets.FloatSlider(0.25, min=0.01, max=1, step=0.01, description="share of it used", **wide),
+        "price": ipywidgets.FloatSlider(1.5, min=0, max=20, step=0.1, description="dollars a GPU-hour", **wide),
+    }
+    answer, picture = ipywidgets.HTML(), ipywidgets.Image(format="png", width=880)
+
+    def show(_=None) -> None:
+        n, d, peak, used, price = (slider.value for slider in sliders.values())
+        years = scaling.gpu_years(n, d, peak * 1e12 * used)
+        best = scaling.compute_optimal(6 * n * d)
+        words = scaling.in_words
+        rows = {
+            "compute": f"{words(6 * n * d)} FLOP",
+            "time": f"{words(years)} GPU-years, or {words(years * 365 / 1000)} days on 1,000 GPUs",
+            "money": f"{words(years * 365 * 24 * price)} dollars",
+            "memory": f"{words(n * sum(scaling.BYTES.values()) / 1e9)} GB to train, "
+            f"{words(n * scaling.BYTES['weights'] / 1e9)} GB to use",
+            "expected loss": f"{scaling.expected_loss(n, d):.3f} nats a token; at best {scaling.expected_loss(*best):.3f}",
+            "compute-optimal": f"{words(best[0])} parameters, {words(best[1])} tokens ({best[1] / best[0]:.3g} a parameter)",
+        }
+        table = "".join(
+            f"<tr><th style='text-align:left'>{name}&emsp;</th><td>{row}</td></tr>" for name, row in rows.items()
+        )
+        answer.value = f'<table style="font-size:1.2em;line-height:1.6">{table}</table>'
+        picture.value = png(show_scaling(n, d))
+
+    for slider in sliders.values():
+        slider.observe(show, "value")
+    show()
+    return ipywidgets.VBox([ipywidgets.HBox([ipywidgets.VBox(list(sliders.values())), answer]), picture])
