@@ -217,3 +217,18 @@ def test_two_step_problems(monkeypatch):
     texts = [f"\n{items[0]['cot']}\nQ: 999", f"it is {items[1]['answer']}7", "none", items[3]["answer"] + "."]
     monkeypatch.setattr(flan, "answers", lambda *_, **__: texts)
     assert flan.solved(None, None, items) == [True, False, False, True]
+
+
+def test_lora_learns_in_its_adapters_alone(tokenizer, model):
+    pytest.importorskip("peft", reason="peft is not installed: python -m pip install -r requirements.txt")
+    text = tokenizer("Bob has a dog.", return_tensors="pt").input_ids
+    before = model(text).logits
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    adapted = flan.with_lora(model, rank=2)
+    assert torch.equal(adapted(text).logits, before)  # B begins at zero
+    log = flan.tune_lora(adapted, tokenizer, steps=10, peak=1e-2, progress=False)
+    assert log[-1]["loss"] < log[0]["loss"]
+    with adapted.disable_adapter():
+        assert torch.equal(adapted(text).logits, before)
+    kept = {name.replace(".base_layer", ""): tensor for name, tensor in adapted.get_base_model().state_dict().items()}
+    assert all(torch.equal(kept[name], tensor) for name, tensor in weights.items())

@@ -11,6 +11,7 @@ The design choices:
 
 import random
 import re
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from functools import lru_cache
@@ -429,7 +430,9 @@ def with_lora(model: PreTrainedModel, rank: int = 8, seed: int = 0) -> PreTraine
 
     torch.manual_seed(seed)
     settings = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return peft.get_peft_model(model, settings)
+    with warnings.catch_warnings():  # PEFT asks transformers by a name that is to go away
+        warnings.simplefilter("ignore", FutureWarning)
+        return peft.get_peft_model(model, settings)
 
 
 def tune_lora(model, tokenizer, steps: int, seed: int = 0, batch: int = 8, peak: float = 1e-3, **options) -> list[dict]:
