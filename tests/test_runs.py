@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from datasets import load_dataset
 
-from utils import course, evaluation, models, runs
+from utils import course, evaluation, flan, models, runs
 
 
 def test_a_stored_slice_is_made_again(smollm2):
@@ -63,3 +63,17 @@ def test_a_stored_arm_of_instruction_tuning_is_made_again():
     assert list(now.index) == list(stored.index) and list(now["items"]) == list(stored["items"])
     assert now["loss"].to_numpy() == pytest.approx(stored["loss"].to_numpy(), rel=0.02)
     assert now["rank"].to_numpy() == pytest.approx(stored["rank"].to_numpy(), abs=0.03)
+
+
+TEMPLATES = runs.RUNS / "templates.parquet"
+
+
+@pytest.mark.skipif(
+    not TEMPLATES.exists(), reason=f"{TEMPLATES.name} is not there: python -m utils.runs templates makes it"
+)
+def test_stored_scores_of_templates_are_made_again(smollm2):
+    stored = pd.read_parquet(TEMPLATES)
+    assert dict(stored.data.value_counts()) == dict.fromkeys(flan.REAL, 4 * 56)
+    now = pd.DataFrame(flan.real_scores(*smollm2, "copa", 2))
+    then = stored.query("data == 'copa' and item < 2").reset_index(drop=True)
+    pd.testing.assert_frame_equal(now, then)

@@ -103,7 +103,7 @@ def tune(
     """
     ids, labels = training.supervised(tokenizer, [i[form] for i in items], [i["answer"] for i in items])
     tuned, steps = deepcopy(model), len(items) // BATCH
-    settings = dict(steps=steps, batch=BATCH, peak=peak, weight_decay=0.0, seed=seed, progress=False)
+    settings = dict(steps=steps, batch=BATCH, rows=BATCH, peak=peak, weight_decay=0.0, seed=seed, progress=False)
     training.train(tuned, ids, labels, **settings | options)
     return tuned
 

@@ -12,8 +12,9 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import pyarrow.parquet
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
 from utils import benchmarks, bottle, decoding, evaluation, flan, models, pretrain
@@ -169,7 +170,7 @@ def _stored(name: str) -> tuple[list[dict], dict]:
     """The rows and the seconds of a run, as far as it has come."""
     if not (RUNS / f"{name}.parquet").exists():
         return [], {}
-    rows = Dataset.from_parquet(str(RUNS / f"{name}.parquet"), keep_in_memory=True).to_list()
+    rows = pyarrow.parquet.read_table(RUNS / f"{name}.parquet").to_pylist()
     return rows, json.loads((RUNS / f"{name}.json").read_text())["seconds"]
 
 
@@ -211,6 +212,7 @@ def lora() -> None:
 
 def _write(name: str, rows: list[dict], seconds: dict) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
+    disable_progress_bars()
     log = {
         "command": f"python -m utils.runs {name}",
         "date": time.strftime("%Y-%m-%d"),
