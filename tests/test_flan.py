@@ -82,6 +82,8 @@ def test_an_arm_repeats_by_its_seed_and_leaves_the_base_alone(model, tokenizer):
     assert first == again
     assert [row["loss"] for row in first] != [row["loss"] for row in other]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    orders = [flan.tune(model, tokenizer, flan.mixture(["mood"], 0, 96), 5e-3, seed).state_dict() for seed in (0, 1)]
+    assert any(not torch.equal(tensor, orders[1][name]) for name, tensor in orders[0].items())
     untuned = flan.untuned(model, tokenizer, ["sentiment"], items=9)
     assert all(a["loss"] != b["loss"] for a, b in zip(first, untuned, strict=True))  # tuning has reached the model
 
