@@ -71,7 +71,26 @@ PLANTED = [
     ("beam_step", "t = (scores.unsqueeze(1) + log_probs)\n    v, i = t.max(1)\n    return v, torch.arange(t.size(0)), i", "compete"),
     ("beam_step", "t = (scores.unsqueeze(1) + log_probs)\n    v, i = t.reshape(-1).topk(t.size(0))\n    return v, i.remainder(t.size(1)), i // t.size(1)", "swapped"),
     ("beam_step", "t = scores.unsqueeze(1) * log_probs\n    v, i = t.reshape(-1).topk(t.size(0))\n    return v, i // t.size(1), i % t.size(1)", "add"),
+    ("template", "return item['premise'] + '\\nCan we conclude that \"' + item['hypothesis'] + '\"?\\nOptions: ' + ', '.join(item['options']) + '\\nAnswer: ' + item['answer']", "gives the answer away"),
+    ("template", "return '%s\\nCan we conclude that \"%s\"?\\nOptions: %s\\nAnswer: ' % (item['premise'], item['hypothesis'], ', '.join(item['options']))", "space"),
+    ("template", "return '%s\\nCan we conclude that \"%s\"?\\nAnswer:' % (item['premise'], item['hypothesis'])", "missing"),
+    ("template", "o = [item['answer']] + [x for x in item['options'] if x != item['answer']]\n    return '%s\\nCan we conclude that \"%s\"?\\nOptions: %s\\nAnswer:' % (item['premise'], item['hypothesis'], ', '.join(o))", "order"),
+    ("template", "return '%s\\nCan we conclude that \"%s\"?\\nOptions: %s\\nAnswer:' % (item['hypothesis'], item['premise'], ', '.join(item['options']))", "swapped"),
+    ("mask_prompt", "out = ids.clone()\n    for r, n in enumerate(prompt.tolist()): out[r, :n] = -100\n    return out", "padding"),
+    ("mask_prompt", "out = ids.clone()\n    for r, n in enumerate(length.tolist()): out[r, n:] = -100\n    return out", "instructions"),
+    ("mask_prompt", "p = torch.arange(ids.size(1))[None]\n    return torch.where((p > prompt[:, None]) & (p < length[:, None]), ids, -100)", ">="),
+    ("mask_prompt", "p = torch.arange(ids.size(1))[None]\n    return torch.where((p >= prompt[:, None]) & (p < length[:, None] - 1), ids, -100)", "never stops"),
+    ("mask_prompt", "p = torch.arange(ids.size(1))[None]\n    return ids * ((p >= prompt[:, None]) & (p < length[:, None]))", "-100"),
+    ("mask_prompt", "p = torch.arange(ids.size(1))[None]\n    l = torch.where((p >= prompt[:, None]) & (p < length[:, None]), ids, -100)\n    return torch.cat([l[:, 1:], l[:, :1]], 1)", "shift"),
+    ("option_scores", "lp = torch.log_softmax(logits, -1)\n    return torch.stack([sum(lp[o, t, ids[o, t]] for t in range(prompt, int(length[o]))) for o in range(len(ids))])", "t - 1"),
+    ("option_scores", "lp = torch.log_softmax(logits, -1)\n    return torch.stack([sum(lp[o, t - 1, ids[o, t]] for t in range(prompt, ids.size(1))) for o in range(len(ids))])", "padding"),
+    ("option_scores", "lp = torch.log_softmax(logits, -1)\n    return torch.stack([sum(lp[o, t - 1, ids[o, t]] for t in range(1, int(length[o]))) for o in range(len(ids))])", "prompt counts"),
+    ("option_scores", "return torch.stack([sum(logits[o, t - 1, ids[o, t]] for t in range(prompt, int(length[o]))) for o in range(len(ids))])", "log_softmax"),
+    ("option_scores", "lp = torch.log_softmax(logits, -1)\n    return torch.stack([sum(lp[o, t - 1, ids[o, t]] for t in range(prompt, int(length[o]))) / (length[o] - prompt) for o in range(len(ids))])", "mean"),
 ]  # fmt: skip
+ARGUMENTS = {"beam_step": "scores, log_probs", "temperature": "logits, temperature", "top_k": "logits, k"}
+ARGUMENTS |= {"nucleus": "logits, p", "template": "item", "mask_prompt": "ids, prompt, length"}
+ARGUMENTS |= {"option_scores": "logits, ids, prompt, length"}
 
 
 @pytest.mark.parametrize(("name", "body", "word"), PLANTED)

@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import nbformat
+import pandas as pd
 import pytest
 from datasets import load_dataset
 
-from utils import course, evaluation, runs
+from utils import course, evaluation, flan, models, runs
 
 
 def test_a_stored_slice_is_made_again(smollm2):
@@ -48,3 +49,31 @@ def test_the_network_is_closed_here_and_in_what_tests_start():
         socket.create_connection(("192.0.2.1", 80), timeout=1)
     child = subprocess.run([sys.executable, "-c", CONNECT], capture_output=True, text=True)
     assert "closed in tests" in child.stderr
+
+
+FLAN = runs.RUNS / "flan.parquet"
+
+
+@pytest.mark.skipif(not FLAN.exists(), reason="data/runs/flan.parquet is not there: python -m utils.runs flan makes it")
+def test_a_stored_arm_of_instruction_tuning_is_made_again():
+    stored = pd.read_parquet(FLAN).query("experiment == 'folds' and rung == '20k' and seed == 0")
+    planned = next(p for p in runs.flan_plan() if p["experiment"] == "folds" and p["rung"] == "20k" and p["seed"] == 0)
+    stored = stored[stored.held_out == ", ".join(planned["held_out"])].set_index("task")
+    now = pd.DataFrame(runs.flan_arm(planned, *models.load("ladder/20k"))).set_index("task")
+    assert list(now.index) == list(stored.index) and list(now["items"]) == list(stored["items"])
+    assert now["loss"].to_numpy() == pytest.approx(stored["loss"].to_numpy(), rel=0.02)
+    assert now["rank"].to_numpy() == pytest.approx(stored["rank"].to_numpy(), abs=0.03)
+
+
+TEMPLATES = runs.RUNS / "templates.parquet"
+
+
+@pytest.mark.skipif(
+    not TEMPLATES.exists(), reason=f"{TEMPLATES.name} is not there: python -m utils.runs templates makes it"
+)
+def test_stored_scores_of_templates_are_made_again(smollm2):
+    stored = pd.read_parquet(TEMPLATES)
+    assert dict(stored.data.value_counts()) == dict.fromkeys(flan.REAL, 4 * 56)
+    now = pd.DataFrame(flan.real_scores(*smollm2, "copa", 2))
+    then = stored.query("data == 'copa' and item < 2").reset_index(drop=True)
+    pd.testing.assert_frame_equal(now, then)

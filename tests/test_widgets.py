@@ -5,8 +5,9 @@ import time
 import ipywidgets
 import matplotlib
 import pytest
+from transformers import LlamaForCausalLM
 
-from utils import plots, widgets
+from utils import bottle, flan, plots, pretrain, widgets
 
 matplotlib.use("agg")
 plots.style()
@@ -137,3 +138,27 @@ def test_dashboard_renews_its_picture_and_escapes(monkeypatch):
     assert len(shown) == 2 and len(updates) == 4
     assert shown[0].data.startswith(b"\x89PNG") and updates[0].data != updates[2].data
     assert "&lt;b&gt;&amp;1" in updates[-1].data and "<b>" not in updates[-1].data
+
+
+def test_template_browser():
+    tokenizer, model = pretrain.train_tokenizer(100_000), LlamaForCausalLM(pretrain.RUNGS["20k"]["config"]).eval()
+    browser = widgets.template_browser(model, tokenizer)
+    (shown,), (task,), (split,), (button,) = (
+        parts(browser, kind)
+        for kind in (ipywidgets.HTML, ipywidgets.Dropdown, ipywidgets.ToggleButtons, ipywidgets.Button)
+    )
+    assert shown.value.count("<tr>") == 1 + 10 + 2 and shown.value.count("<b>") == 12
+    assert [value for _, value in task.options] == [t for c in flan.clusters() for t in bottle.clusters()[c]]
+    for change in (lambda: setattr(task, "value", "to_korean"), button.click, lambda: setattr(split, "value", "test")):
+        before = shown.value
+        change()
+        assert shown.value != before
+    assert shown.value.count("<tr>") < 1 + 10 + 2
+
+
+def test_the_template_browser_escapes():
+    tokenizer, model = pretrain.train_tokenizer(100_000), LlamaForCausalLM(pretrain.RUNGS["20k"]["config"]).eval()
+    item = flan.test_items(["mood"], 1)[0]
+    item |= {"text": "<script>alert(1)</script>", "options": ["<b>happy", "sad"], "answer": "<b>happy"}
+    table = widgets.phrasing_table(model, tokenizer, item)
+    assert "<script>" not in table and "&lt;script&gt;" in table and "&lt;b&gt;happy" in table

@@ -3,18 +3,21 @@
 Each run writes a Parquet file and a log (command, seconds, machine, versions) beside it.
 """
 
+import argparse
+import hashlib
 import json
 import platform
-import sys
+import random
 import time
 from importlib.metadata import version
 from pathlib import Path
 
+import pyarrow.parquet
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
-from utils import benchmarks, decoding, evaluation, models
+from utils import benchmarks, bottle, decoding, evaluation, flan, models, pretrain
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 PROMPT, NEW = 32, 200  # tokens of a Wikipedia paragraph that are given, and that a decoder (or the writer) adds
@@ -89,8 +92,127 @@ def _rows(model, decoder: str, texts: Tensor, human: Tensor) -> list[dict]:
     return rows
 
 
+# ---- Instruction tuning (notebook 03) -------------------------------------------------------------------------------
+
+SEEDS = (0, 1, 2)
+ABLATED = "800k"  # the rung of the ablations; "leave one out" is on the largest
+
+
+def flan_plan() -> list[dict]:
+    """Every arm of notebook 03: experiment, setting, rung, held_out, seed (which name it), and options for `flan.arm`."""
+    plan = []
+
+    def add(experiment, setting, rung, held_out, seeds=SEEDS, **options):
+        names = dict(experiment=experiment, setting=str(setting), rung=rung)
+        plan.extend(names | dict(held_out=out, seed=seed, **options) for out in held_out for seed in seeds)
+
+    *smaller, top = pretrain.RUNGS
+    for rung in smaller:
+        add("untuned", "", rung, [[]], [0], asked=("prompt",))
+    add("untuned", "", top, [[]], [0], asked=("prompt", "prompted", "shots", "wild"), replies=flan.REPLIES)
+    add("untuned", "", top, [[]], SEEDS[1:], asked=("shots",), replies=flan.REPLIES)
+    singles = [[cluster] for cluster in flan.clusters()]
+    add("leave one out", "", top, singles, replies=flan.REPLIES)
+    for rung in pretrain.RUNGS:
+        add("folds", "", rung, flan.FOLDS)
+    add("shuffled", "", ABLATED, flan.FOLDS, shuffled=True)
+    for number in range(1, len(flan.ADDED)):
+        add("clusters", number, ABLATED, flan.FOLDS[:1], chosen=flan.ADDED[:number])
+    add("form", "named", ABLATED, flan.FOLDS, form="named", asked=("named", "prompt"))
+    add("form", "bare", ABLATED, flan.FOLDS, form="bare")
+    for number in (1, 4):
+        add("templates", number, ABLATED, flan.FOLDS, templates=number)
+    add("all", "", ABLATED, [[]])
+    tasks = bottle.clusters()
+    for task in [task for cluster in flan.clusters() for task in tasks[cluster]]:
+        add("one task", task, ABLATED, [[]], [0], chosen=[task], different=500)
+    return plan
+
+
+def flan_arm(planned: dict, model, tokenizer) -> list[dict]:
+    """Run one arm of `flan_plan` on its rung's model: its rows, a task and way to ask each."""
+    names = {key: planned[key] for key in ("experiment", "setting", "rung", "seed")}
+    options = {key: value for key, value in planned.items() if key not in (*names, "held_out")}
+    held_out, rung = planned["held_out"], pretrain.RUNGS[planned["rung"]]
+    if planned["experiment"] == "untuned":
+        rows = flan.untuned(model, tokenizer, flan.clusters(), planned["seed"], **options)
+    else:
+        options |= dict(bf16=rung.get("bf16", False))
+        rows = flan.arm(model, tokenizer, held_out, planned["seed"], rung["peak"] / 10, **options)
+    return [names | dict(held_out=", ".join(held_out)) | row for row in rows]
+
+
+def every_arm() -> None:
+    """Every arm of instruction tuning. An arm that is stored, for the same base weights, is not run again."""
+    rows, seconds = _stored("flan")
+    weights = {}
+    for rung in pretrain.RUNGS:
+        weights[rung] = hashlib.sha256((models.LADDER / rung / "model.safetensors").read_bytes()).hexdigest()[:12]
+    rows = [row for row in rows if row["base"] == weights[row["rung"]]]
+    done, plan = {_arm_name(row) for row in rows}, flan_plan()
+    for number, planned in enumerate(plan, 1):
+        name = _arm_name(planned | {"held_out": ", ".join(planned["held_out"])})
+        if name in done:
+            continue
+        start = time.perf_counter()
+        new = flan_arm(planned, *models.load(f"ladder/{planned['rung']}"))
+        rows += [row | {"base": weights[planned["rung"]]} for row in new]
+        seconds[name] = round(time.perf_counter() - start, 1)
+        print(f"{number}/{len(plan)} {name}: {seconds[name]} s", flush=True)
+        _write("flan", rows, seconds)
+
+
+def _arm_name(row: dict) -> str:
+    return " | ".join(str(row[key]) for key in ("experiment", "setting", "rung", "held_out", "seed"))
+
+
+def _stored(name: str) -> tuple[list[dict], dict]:
+    """The rows and the seconds of a run, as far as it has come."""
+    if not (RUNS / f"{name}.parquet").exists():
+        return [], {}
+    rows = pyarrow.parquet.read_table(RUNS / f"{name}.parquet").to_pylist()
+    return rows, json.loads((RUNS / f"{name}.json").read_text())["seconds"]
+
+
+def templates() -> None:
+    """SmolLM2 on 56 items of each of FLAN's data sets, through four templates each."""
+    model, tokenizer = models.load("smollm2")
+    rows, seconds = [], {}
+    for name in flan.REAL:
+        start = time.perf_counter()
+        rows += flan.real_scores(model, tokenizer, name, 56)
+        seconds[name] = round(time.perf_counter() - start)
+        print(f"{name}: {seconds[name]} s", flush=True)
+    _write("templates", rows, seconds)
+
+
+def lora() -> None:
+    """SmolLM2 learns two-step problems by LoRA: 60 test problems before, after 10, 50, 100 and 150 batches of 8."""
+    model, tokenizer = models.load("smollm2")
+    items = flan.problems("test")
+    rng = random.Random("lora")
+    examples = flan.problems("tuning", 100, 40)
+    for item in items:
+        shown = rng.sample(examples, 4)
+        item["shots"] = "\n".join([e["prompt"] + e["cot"] for e in shown] + [item["prompt"]])
+    rows, start = [], time.perf_counter()
+
+    def measure(model, step, form="prompt"):
+        right = flan.solved(model, tokenizer, items, form)
+        rows.extend(dict(step=step, form=form, item=i, right=r) for i, r in enumerate(right))
+        print(f"step {step}, {form}: {sum(right)} of {len(right)}, {time.perf_counter() - start:.0f} s", flush=True)
+        return {}
+
+    for form in ("prompt", "shots"):
+        measure(model, 0, form)
+    adapted = flan.with_lora(model)
+    log = flan.tune_lora(adapted, tokenizer, 150, measure=measure, measure_at=(10, 50, 100))
+    _write("lora", rows, {"all": round(time.perf_counter() - start), "training": log[-1]["seconds"]})
+
+
 def _write(name: str, rows: list[dict], seconds: dict) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
+    disable_progress_bars()
     log = {
         "command": f"python -m utils.runs {name}",
         "date": time.strftime("%Y-%m-%d"),
@@ -104,7 +226,11 @@ def _write(name: str, rows: list[dict], seconds: dict) -> None:
 
 
 if __name__ == "__main__":
-    known = {"decoders": decoders}
-    if len(sys.argv) != 2 or sys.argv[1] not in known:
-        sys.exit(f"Usage: python -m utils.runs [{'|'.join(known)}]")
-    known[sys.argv[1]]()
+    known = {"decoders": decoders, "flan": every_arm, "templates": templates, "lora": lora}
+    parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
+    parser.add_argument("name", choices=known, help="the run; flan goes on where it was stopped")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    known[given.name]()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from utils import decoding, plots, scaling
+from utils import bottle, decoding, evaluation, flan, plots, scaling
 
 
 def png(figure: Figure) -> bytes:
@@ -154,6 +154,52 @@ def beam_tree(model, tokenizer, text: str) -> ipywidgets.Widget:
         search.levels(number, depth.max)
     draw()
     return ipywidgets.VBox([prompt, ipywidgets.HBox([beams, depth]), picture])
+
+
+def phrasing_table(model, tokenizer, item: dict, split: str = "tuning") -> str:
+    """An item through every template of its task, and how likely the model finds each option there: an HTML table.
+
+    The right option is marked, the model's choice is bold; both are computed at once for all templates.
+    """
+    prompts = [*flan.phrasings(item, split), item["named"], item["wild"]]
+    options = [" " + option for option in item["options"]]
+    scores = evaluation.score_options(model, tokenizer, prompts, [options] * len(prompts))
+    names = [*(f"template {i}" for i in range(1, len(prompts) - 1)), "by name", "as on the web"]
+    rows = []
+    for name, prompt, found in zip(names, prompts, scores, strict=True):
+        chances = torch.tensor([score["logprob"] for score in found]).softmax(0).tolist()
+        shares = zip(item["options"], chances, strict=True)
+        words = [f"{'✓ ' * (o == item['answer'])}{escape(o)} {p:.0%}" for o, p in shares]
+        best = max(range(len(words)), key=chances.__getitem__)
+        words[best] = f"<b>{words[best]}</b>"
+        cells = [name, f'<span style="white-space:pre-wrap">{escape(prompt)}</span>', "<br>".join(words)]
+        rows.append("".join(f'<td style="text-align:left;vertical-align:top">{cell}</td>' for cell in cells))
+    head = "<th></th><th>what the model reads</th><th>its options</th>"
+    return f'<table style="font-size:1.1em"><tr>{head}</tr>' + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+
+def template_browser(model, tokenizer, task: str = "follows") -> ipywidgets.Widget:
+    """See an item of any task through all its templates, and which option the model finds likeliest in each."""
+    names = [(f"{cluster}: {name}", name) for cluster in flan.clusters() for name in bottle.clusters()[cluster]]
+    chosen = ipywidgets.Dropdown(options=names, value=task, description="Task", layout={"width": "500px"})
+    split = ipywidgets.ToggleButtons(options=[("tuning", "tuning"), ("held out", "test")], description="Templates")
+    button = ipywidgets.Button(description="Another item", button_style="primary")
+    shown, place = ipywidgets.HTML(), 0
+
+    def draw(_=None) -> None:
+        items = flan.test_items([chosen.value], 20)
+        shown.value = phrasing_table(model, tokenizer, items[place % len(items)], split.value)
+
+    def another(_) -> None:
+        nonlocal place
+        place += 1
+        draw()
+
+    chosen.observe(draw, "value")
+    split.observe(draw, "value")
+    button.on_click(another)
+    draw()
+    return ipywidgets.VBox([ipywidgets.HBox([chosen, button]), split, shown])
 
 
 def dashboard(every: int = 5) -> Callable[[list[dict]], None]:
