@@ -109,10 +109,10 @@ def flan_plan() -> list[dict]:
     *smaller, top = pretrain.RUNGS
     for rung in smaller:
         add("untuned", "", rung, [[]], [0], asked=("prompt",))
-    add("untuned", "", top, [[]], [0], asked=("prompt", "prompted", "shots", "wild"), replies=flan.REPLIES)
-    add("untuned", "", top, [[]], SEEDS[1:], asked=("shots",), replies=flan.REPLIES)
-    singles = [[cluster] for cluster in flan.clusters()]
-    add("leave one out", "", top, singles, replies=flan.REPLIES)
+    add("untuned", "", top, [[]], [0], asked=("prompt", "wild"), replies=flan.REPLIES)
+    add("prompted", "", top, [[]], [0], asked=("prompted",), items=120, replies=flan.REPLIES)
+    add("few-shot", "", top, [[]], asked=("shots",), items=60, replies=flan.REPLIES)
+    add("leave one out", "", top, flan.LEFT_OUT, replies=flan.REPLIES)
     for rung in pretrain.RUNGS:
         add("folds", "", rung, flan.FOLDS)
     add("shuffled", "", ABLATED, flan.FOLDS, shuffled=True)
@@ -120,12 +120,12 @@ def flan_plan() -> list[dict]:
         add("clusters", number, ABLATED, flan.FOLDS[:1], chosen=flan.ADDED[:number])
     add("form", "named", ABLATED, flan.FOLDS, form="named", asked=("named", "prompt"))
     add("form", "bare", ABLATED, flan.FOLDS, form="bare")
-    for number in (1, 4):
-        add("templates", number, ABLATED, flan.FOLDS, templates=number)
+    add("templates", 1, ABLATED, flan.FOLDS, templates=1)
+    add("templates", 4, ABLATED, flan.FOLDS, SEEDS[:1], templates=4)  # shown; the claim compares 10 with 1
     add("all", "", ABLATED, [[]])
     tasks = bottle.clusters()
     for task in [task for cluster in flan.clusters() for task in tasks[cluster]]:
-        add("one task", task, ABLATED, [[]], [0], chosen=[task], different=500)
+        add("one task", task, ABLATED, [[]], [0], chosen=[task], rows=flan.STEPS * flan.BATCH // 2)
     return plan
 
 
@@ -134,32 +134,47 @@ def flan_arm(planned: dict, model, tokenizer) -> list[dict]:
     names = {key: planned[key] for key in ("experiment", "setting", "rung", "seed")}
     options = {key: value for key, value in planned.items() if key not in (*names, "held_out")}
     held_out, rung = planned["held_out"], pretrain.RUNGS[planned["rung"]]
-    if planned["experiment"] == "untuned":
+    if planned["experiment"] in ("untuned", "prompted", "few-shot"):
         rows = flan.untuned(model, tokenizer, flan.clusters(), planned["seed"], **options)
     else:
-        options |= dict(bf16=rung.get("bf16", False))
         rows = flan.arm(model, tokenizer, held_out, planned["seed"], rung["peak"] / 10, **options)
     return [names | dict(held_out=", ".join(held_out)) | row for row in rows]
 
 
-def every_arm() -> None:
-    """Every arm of instruction tuning. An arm that is stored, for the same base weights, is not run again."""
-    rows, seconds = _stored("flan")
-    weights = {}
+def every_arm(part: str = "1/1") -> None:
+    """Every arm of instruction tuning. An arm that is stored, for the same base weights, is not run again.
+
+    `part` "1/2" runs every second arm into a file of its own, beside a process with "2/2"; a run of the whole gathers them.
+    """
+    number, parts = map(int, part.split("/"))
+    name = "flan" if parts == 1 else f"flan-{number}of{parts}"
+    pieces = sorted(path.stem for path in RUNS.glob("flan-*of*.parquet"))
+    weights, arms, seconds, loaded = {}, {}, {}, {}
     for rung in pretrain.RUNGS:
         weights[rung] = hashlib.sha256((models.LADDER / rung / "model.safetensors").read_bytes()).hexdigest()[:12]
-    rows = [row for row in rows if row["base"] == weights[row["rung"]]]
-    done, plan = {_arm_name(row) for row in rows}, flan_plan()
-    for number, planned in enumerate(plan, 1):
-        name = _arm_name(planned | {"held_out": ", ".join(planned["held_out"])})
-        if name in done:
+    for stored in ["flan", *pieces]:
+        for row in _stored(stored)[0]:
+            if row["base"] == weights[row["rung"]]:
+                arms.setdefault(_arm_name(row), {})[row["asked"], row["task"]] = row
+        seconds |= _stored(stored)[1]
+    rows, plan = [row for found in arms.values() for row in found.values()], flan_plan()
+    seconds = {arm: seconds[arm] for arm in arms}
+    for place, planned in enumerate(plan[number - 1 :: parts], 1):
+        arm, rung = _arm_name(planned | {"held_out": ", ".join(planned["held_out"])}), planned["rung"]
+        if arm in arms:
             continue
         start = time.perf_counter()
-        new = flan_arm(planned, *models.load(f"ladder/{planned['rung']}"))
-        rows += [row | {"base": weights[planned["rung"]]} for row in new]
-        seconds[name] = round(time.perf_counter() - start, 1)
-        print(f"{number}/{len(plan)} {name}: {seconds[name]} s", flush=True)
-        _write("flan", rows, seconds)
+        if rung not in loaded:
+            loaded[rung] = models.load(f"ladder/{rung}")
+        rows += [row | {"base": weights[rung]} for row in flan_arm(planned, *loaded[rung])]
+        seconds[arm] = round(time.perf_counter() - start, 1)
+        print(f"{place}/{-(-len(plan) // parts)} {arm}: {seconds[arm]} s", flush=True)
+        _write(name, rows, seconds, "flan")
+    if parts == 1 and pieces:
+        _write(name, rows, seconds)
+        for piece in pieces:
+            for path in RUNS.glob(f"{piece}.*"):
+                path.unlink()
 
 
 def _arm_name(row: dict) -> str:
@@ -175,15 +190,17 @@ def _stored(name: str) -> tuple[list[dict], dict]:
 
 
 def templates() -> None:
-    """SmolLM2 on 56 items of each of FLAN's data sets, through four templates each."""
+    """SmolLM2 on 56 items of each of FLAN's data sets, through four templates each; goes on where it was stopped."""
     model, tokenizer = models.load("smollm2")
-    rows, seconds = [], {}
+    rows, seconds = _stored("templates")
     for name in flan.REAL:
+        if name in seconds:
+            continue
         start = time.perf_counter()
         rows += flan.real_scores(model, tokenizer, name, 56)
         seconds[name] = round(time.perf_counter() - start)
         print(f"{name}: {seconds[name]} s", flush=True)
-    _write("templates", rows, seconds)
+        _write("templates", rows, seconds)
 
 
 def lora() -> None:
@@ -210,11 +227,12 @@ def lora() -> None:
     _write("lora", rows, {"all": round(time.perf_counter() - start), "training": log[-1]["seconds"]})
 
 
-def _write(name: str, rows: list[dict], seconds: dict) -> None:
+def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
+    """Write data/runs/NAME.*: the rows, and the log of the run (NAME, where it is not told)."""
     RUNS.mkdir(parents=True, exist_ok=True)
     disable_progress_bars()
     log = {
-        "command": f"python -m utils.runs {name}",
+        "command": f"python -m utils.runs {run or name}",
         "date": time.strftime("%Y-%m-%d"),
         "seconds": seconds,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, CUDA {torch.cuda.is_available()}",
@@ -229,8 +247,9 @@ if __name__ == "__main__":
     known = {"decoders": decoders, "flan": every_arm, "templates": templates, "lora": lora}
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
     parser.add_argument("name", choices=known, help="the run; flan goes on where it was stopped")
+    parser.add_argument("--part", default="1/1", help="of flan: 1/2 in one process beside 2/2 in another; then without")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    known[given.name]()
+    known[given.name](*[given.part] * (given.name == "flan"))

@@ -84,9 +84,19 @@ def summed_loss(model: torch.nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy in nats, summed over the tokens to learn: ids, labels (rows, tokens), -100 marks what is not learned.
 
     Labels stand where the ids stand (they are shifted here). Rows are padded on the right, so no attention mask is needed.
+    Logits are computed only at places where some row learns: of prompts and answers these are few.
     """
-    logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (rows, tokens - 1, vocabulary)
-    return _SummedCrossEntropy.apply(logits.float().flatten(0, 1), labels[:, 1:].flatten())
+    labels, options = labels[:, 1:], {}
+    places = (labels != -100).any(0).nonzero()[:, 0]
+    if len(places) < labels.shape[1]:
+        labels, options = labels[:, places], {"logits_to_keep": places}
+    logits = model(input_ids=ids[:, :-1], use_cache=False, **options).logits  # (rows, places, vocabulary)
+    return _SummedCrossEntropy.apply(logits.float().flatten(0, 1), labels.flatten())
+
+
+def _ends(labels: Tensor) -> Tensor:
+    """How far the learned tokens of each row reach: labels (rows, tokens) -> (rows,), 0 where nothing is learned."""
+    return ((labels != -100) * torch.arange(1, labels.shape[1] + 1, device=labels.device)).amax(1)
 
 
 def supervised(tokenizer, prompts: list[str], answers: list[str]) -> tuple[Tensor, Tensor]:
@@ -94,9 +104,9 @@ def supervised(tokenizer, prompts: list[str], answers: list[str]) -> tuple[Tenso
 
     The prompt is masked out of the loss (-100), as is the padding, which stands on the right.
     """
-    asked = [tokenizer(prompt).input_ids for prompt in prompts]
-    pairs = zip(asked, prompts, answers, strict=True)
-    said = [tokenizer(f"{p} {a}").input_ids[len(ids) :] + [tokenizer.eos_token_id] for ids, p, a in pairs]
+    asked = tokenizer(prompts).input_ids
+    whole = tokenizer([f"{p} {a}" for p, a in zip(prompts, answers, strict=True)]).input_ids
+    said = [text[len(ids) :] + [tokenizer.eos_token_id] for ids, text in zip(asked, whole, strict=True)]
     longest = max(len(a) + len(b) for a, b in zip(asked, said, strict=True))
     ids = torch.full((len(asked), longest), tokenizer.pad_token_id)
     labels = torch.full_like(ids, -100)
@@ -207,12 +217,14 @@ def train(
     for step in range(done, steps):
         torch.manual_seed((seed * 1_000_003 + step) * processes + rank)
         chosen = picks(step, batch, len(ids), seed)
+        if labels is not None:  # rows of about the same length go together
+            chosen = chosen[_ends(labels[chosen]).argsort(stable=True)]
         wanted = (ids if labels is None else labels)[chosen]
         total = (wanted[:, 1:] != -100).sum().clamp(min=1).item()
         mine = slice(rank, None, processes)
         parts = list(zip(ids[chosen[mine]].split(rows), wanted[mine].split(rows), strict=True))
         for i, (_, targets) in enumerate(parts):
-            width = 1 + (targets != -100).any(0).nonzero().max().item()  # what is only padding is not computed
+            width = _ends(targets).max().item()  # what is only padding is not computed
             inputs, targets = (t[:, :width].to(device).long() for t in parts[i])
             with nullcontext() if i == len(parts) - 1 else accelerator.no_sync(model):
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16 or device.type == "cuda"):
