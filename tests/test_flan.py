@@ -1,6 +1,7 @@
 """Instruction tuning: what is held out stays out, arms are alike but for what they compare, and the loss is TRL's."""
 
 from collections import Counter
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def tuned_items(monkeypatch):
 # ---- The arms -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("held_out", [*[[c] for c in flan.clusters()], *flan.FOLDS], ids=", ".join)
+@pytest.mark.parametrize("held_out", [*[[c] for c in flan.clusters()], *flan.LEFT_OUT[:1], *flan.FOLDS], ids=", ".join)
 def test_what_is_held_out_and_its_kin_are_left_out(held_out, model, tokenizer, tuned_items):
     rows = flan.arm(model, tokenizer, held_out, 0, 1e-4, **SMALL)
     seen = Counter(item["cluster"] for item in tuned_items[0])
@@ -104,7 +105,13 @@ def test_the_plan():
     assert len(set(names)) == len(names)
     assert sorted(cluster for fold in flan.FOLDS for cluster in fold) == sorted(flan.clusters())
     assert flan.tuned_on(flan.FOLDS[0]) and set(flan.ADDED) == set(flan.tuned_on(flan.FOLDS[0]))
-    assert not any(p["seed"] >= 100 for p in plan)
+    left_out = [cluster for out in flan.LEFT_OUT for cluster in out]
+    assert sorted(left_out) == sorted(flan.clusters())
+    assert all(flan.tuned_on(out) == flan.tuned_on([one]) for out in flan.LEFT_OUT for one in out)  # one arm for both
+    seeds = {name: {p["seed"] for p in plan if p["experiment"] == name} for name in {p["experiment"] for p in plan}}
+    needed = ("leave one out", "folds", "shuffled", "clusters", "form", "few-shot")
+    assert all(seeds[name] == set(runs.SEEDS) and len(seeds[name]) >= 3 for name in needed)
+    assert {p["seed"] for p in plan if p["experiment"] == "templates" and p["setting"] == "1"} == set(runs.SEEDS)
 
 
 def test_a_run_goes_on_where_it_stopped_and_notices_other_weights(tmp_path, monkeypatch):
@@ -114,7 +121,7 @@ def test_a_run_goes_on_where_it_stopped_and_notices_other_weights(tmp_path, monk
         ran.append(planned["setting"])
         if len(ran) == 3:
             raise KeyboardInterrupt
-        return [dict(planned, held_out=", ".join(planned["held_out"]), rank=0.5)]
+        return [dict(planned, held_out=", ".join(planned["held_out"]), rank=0.5, asked="prompt", task="t")]
 
     plan = [dict(experiment="x", setting=str(i), rung="20k", held_out=["a", "b"], seed=0) for i in range(4)]
     for name, value in dict(RUNS=tmp_path, flan_plan=lambda: plan, flan_arm=arm).items():
@@ -131,8 +138,12 @@ def test_a_run_goes_on_where_it_stopped_and_notices_other_weights(tmp_path, monk
     runs.every_arm()
     assert len(ran) == 5 and len(runs._stored("flan")[0]) == 4
     (tmp_path / "ladder" / "20k" / "model.safetensors").write_bytes(b"others")
-    runs.every_arm()
-    assert len(ran) == 9 and len(runs._stored("flan")[0]) == 4
+    runs.every_arm("1/2")
+    assert ran[5:] == ["0", "2"] and len(runs._stored("flan-1of2")[0]) == 2
+    runs.every_arm("2/2")
+    runs.every_arm()  # gathers what the parts have made
+    assert len(ran) == 9 and len(runs._stored("flan")[0]) == len(runs._stored("flan")[1]) == 4
+    assert not list(tmp_path.glob("flan-*"))
 
 
 # ---- What a reply is ------------------------------------------------------------------------------------------------
@@ -195,6 +206,21 @@ def test_the_supervised_loss_is_trls(tmp_path):
     ours = training.summed_loss(model, ids, labels) / (labels[:, 1:] != -100).sum()
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
     assert torch.allclose(torch.autograd.grad(ours, weight)[0], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_rows_together_and_their_order_change_nothing(rows, model, tokenizer):
+    """A step of the loop, 8 rows of different lengths at once or in parts: the gradient of the mean over learned tokens."""
+    items = flan.mixture(flan.clusters(), 0, 8)
+    ids, labels = training.supervised(tokenizer, [i["prompt"] for i in items], [i["answer"] for i in items])
+    before, copy = model.model.embed_tokens.weight.detach().clone(), deepcopy(model)
+    logits = model(ids[:, :-1]).logits  # everything, padding and prompts too
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    options = dict(steps=1, batch=8, rows=rows, peak=1e-3, warmup=0, clip=1e9, progress=False)
+    (line,) = training.train(copy, ids, labels, **options)
+    assert line["norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert not torch.equal(copy.model.embed_tokens.weight, before)
 
 
 # ---- FLAN's own data sets -------------------------------------------------------------------------------------------

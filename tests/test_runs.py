@@ -77,3 +77,16 @@ def test_stored_scores_of_templates_are_made_again(smollm2):
     now = pd.DataFrame(flan.real_scores(*smollm2, "copa", 2))
     then = stored.query("data == 'copa' and item < 2").reset_index(drop=True)
     pd.testing.assert_frame_equal(now, then)
+
+
+LORA = runs.RUNS / "lora.parquet"
+
+
+@pytest.mark.skipif(not LORA.exists(), reason="data/runs/lora.parquet is not there: python -m utils.runs lora makes it")
+def test_the_problems_before_lora_are_solved_again(smollm2):
+    stored = pd.read_parquet(LORA)
+    assert dict(stored.groupby(["step", "form"], sort=False).size()) == dict.fromkeys(
+        [(0, "prompt"), (0, "shots"), (10, "prompt"), (50, "prompt"), (100, "prompt"), (150, "prompt")], 60
+    )
+    then = stored.query("step == 0 and form == 'prompt'").right[:3].tolist()
+    assert flan.solved(*smollm2, flan.problems("test")[:3]) == then
