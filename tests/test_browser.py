@@ -155,3 +155,33 @@ def test_decoding(page, lab):
     print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
     assert page.title() != "bad"
     assert not page.complaints
+
+
+def test_foundation_models(page, lab):
+    open_and_run(page, lab, next(path for path in NOTEBOOKS if path.stem == "01_foundation_models"))
+    took = {}
+    cell = widget_cell(page, "viewer-widget")
+    picture = cell.locator("img.widget-image")
+    picture.wait_for()
+    source = partial(picture.get_attribute, "src")
+    handles = cell.locator(".widget-slider .noUi-handle")
+    assert handles.count() == 2
+    for i in range(2):
+        end = partial(handles.nth(i).press, "End")
+        took[f"viewer {i}"] = seconds_to_change(page, end, source)
+    took["first token"] = seconds_to_change(page, cell.locator("input[type=checkbox]").click, source)
+    text = cell.locator("input[type=text]").first
+    text.fill("<script>document.title = 'bad'</script> 고양이 & \"quotes\"")
+    took["text"] = seconds_to_change(page, partial(text.press, "Enter"), source)
+    cell = widget_cell(page, "game-widget")
+    story, said = (cell.locator(".widget-html-content").nth(i) for i in range(2))
+    guess = cell.locator("input[type=text]")
+    guess.fill("<img src=x onerror=\"document.title = 'bad'\">")
+    took["guess"] = seconds_to_change(page, partial(guess.press, "Enter"), story.inner_text)
+    assert "Score after 1: you 0" in said.inner_text()
+    button = cell.get_by_role("button", name="I do not know")
+    took["skip"] = seconds_to_change(page, button.click, said.inner_text)
+    cell.locator("img.widget-image").wait_for()
+    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
+    assert page.title() != "bad"
+    assert not page.complaints

@@ -5,8 +5,10 @@ import time
 import ipywidgets
 import matplotlib
 import pytest
+import torch
 from transformers import LlamaForCausalLM
 
+from tests import conftest
 from utils import bottle, flan, plots, pretrain, widgets
 
 matplotlib.use("agg")
@@ -162,3 +164,71 @@ def test_the_template_browser_escapes():
     item |= {"text": "<script>alert(1)</script>", "options": ["<b>happy", "sad"], "answer": "<b>happy"}
     table = widgets.phrasing_table(model, tokenizer, item)
     assert "<script>" not in table and "&lt;script&gt;" in table and "&lt;b&gt;happy" in table
+
+
+@torch.inference_mode()
+def test_attention_weights_are_those_of_the_model():
+    """Rows sum to 1, nothing looks ahead, and the way attention is computed is put back."""
+    model, tokenizer = conftest.tiny(0), conftest.words()
+    usual = model.config._attn_implementation
+    tokens, weights = widgets.attention_weights(model, tokenizer, "w4 w9 w17 w9")
+    assert tokens == ["<b>", "w4", "w9", "w17", "w9"]
+    assert weights.shape == (2, 4, 5, 5)
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 4, 5)) and not weights.triu(1).any()
+    assert model.config._attn_implementation == usual
+    values = []
+    layer = model.model.layers[0].self_attn
+    layer.o_proj.register_forward_pre_hook(lambda module, inputs: values.append(inputs[0]))
+    layer.v_proj.register_forward_hook(lambda module, inputs, out: values.append(out))
+    model(tokenizer("w4 w9 w17 w9", return_tensors="pt").input_ids)
+    v = values[0].view(5, 2, 8).transpose(0, 1).repeat_interleave(2, 0)  # two heads share keys and values
+    assert torch.allclose((weights[0] @ v).transpose(0, 1).reshape(5, 32), values[1][0], atol=1e-5)
+
+
+def test_attention_viewer():
+    viewer = widgets.attention_viewer(conftest.tiny(0), conftest.words(), "w4 w9 w17")
+    (picture,), (text,), (first,) = (parts(viewer, k) for k in (ipywidgets.Image, ipywidgets.Text, ipywidgets.Checkbox))
+    for slider in parts(viewer, ipywidgets.IntSlider):
+        assert slider.max == {"layer": 2, "head": 4}[slider.description]
+        before, slider.value = picture.value, slider.max
+        assert picture.value != before
+    before, first.value = picture.value, False
+    assert picture.value != before
+    for sentence in ("w5 w6", "", "<script> $x_ & w3"):
+        before, text.value = picture.value, sentence
+        assert bytes(picture.value).startswith(b"\x89PNG") and picture.value != before
+    start = time.process_time()
+    text.value = " ".join(["w7"] * 99)  # more than is shown
+    assert time.process_time() - start < 1
+
+
+def test_next_token_game_counts_both(monkeypatch):
+    model, tokenizer = conftest.tiny(0), conftest.words()
+    text = " ".join(f"w{3 + 7 * i % 40}" for i in range(30))
+    monkeypatch.setattr(widgets, "guessing_places", lambda *_: [3, 5, 9])
+    ids = tokenizer(text).input_ids
+    best = model(torch.tensor([ids])).logits[0].argmax(-1).tolist()
+    game = widgets.next_token_game(model, tokenizer, text)
+    (guess,), (skip,), (story, said) = (parts(game, k) for k in (ipywidgets.Text, ipywidgets.Button, ipywidgets.HTML))
+    its = [best[place - 1] == ids[place] for place in (3, 5, 9)]
+    guess.value = tokenizer.decode(ids[3]).upper()  # right, whatever the case
+    assert f"you 1, the model {sum(its[:1])}" in said.value and guess.value == ""
+    guess.value = "<b>wrong"
+    assert f"you 1, the model {sum(its[:2])}" in said.value and "&lt;b&gt;wrong" in said.value
+    skip.click()
+    assert f"Score after 3: <b>you 1, the model {sum(its)}" in said.value and "The end." in story.value
+    before = said.value
+    guess.value = "once more"
+    assert said.value == before
+
+
+def test_places_to_guess_are_whole_words(smollm2):
+    tokenizer = smollm2[1]
+    ids = tokenizer(
+        "The capital of France, on the river Seine, is called Paris by everyone who has been there."
+    ).input_ids
+    places = widgets.guessing_places(tokenizer, ids, begin=1, apart=2)
+    found = [tokenizer.decode(ids[place]) for place in places]
+    assert len(places) > 4
+    assert all(word.startswith(" ") and word[1:].isalpha() for word in found)
+    assert all(b - a >= 2 for a, b in zip(places, places[1:], strict=False))

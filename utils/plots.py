@@ -146,3 +146,19 @@ def reinforcement(log: list[dict]) -> Figure:
         axes.set(title=title, xlabel="step")
     places[0].legend(fontsize=13)
     return figure
+
+
+def attention(weights, tokens: list[str], title: str) -> Figure:
+    """Who looks at whom: `weights` (tokens, tokens), a row is the token that looks, a column what it looks at."""
+    size = 13 if len(tokens) <= 16 else 10
+    figure, axes = plt.subplots(figsize=(9.5, 7.5), layout="none")
+    figure.subplots_adjust(left=0.17, right=0.97, top=0.78, bottom=0.07)
+    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+    labels = [token(t) for t in tokens]
+    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="left", fontsize=size, parse_math=False)
+    axes.set_yticks(range(len(labels)), labels, fontsize=size, parse_math=False)
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+    axes.set_xlabel(title, parse_math=False)
+    return figure

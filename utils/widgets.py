@@ -278,3 +278,104 @@ def scaling_calculator(parameters: float = 174.6e9, tokens: float = 300e9) -> ip
         slider.observe(show, "value")
     show()
     return ipywidgets.VBox([ipywidgets.HBox([ipywidgets.VBox(list(sliders.values())), answer]), picture])
+
+
+@torch.inference_mode()
+def attention_weights(model, tokenizer, text: str, longest: int = 32) -> tuple[list[str], torch.Tensor]:
+    """The first `longest` tokens of `text`, and where each looks: weights (layers, heads, tokens, tokens)."""
+    ids = tokenizer(text or tokenizer.bos_token, return_tensors="pt").input_ids[:, :longest].to(model.device)
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # the others do not keep the weights
+    try:
+        found = model(ids, output_attentions=True, use_cache=False).attentions
+    finally:
+        model.set_attn_implementation(usual)
+    return [tokenizer.decode(i) for i in ids[0]], torch.cat(found).float().cpu()
+
+
+def show_attention(tokens: list[str], weights: torch.Tensor, layer: int, head: int, first: bool = True) -> Figure:
+    """One head, both counted from 1; without the `first` token the rest of every row is scaled to sum to 1."""
+    shown = weights[layer - 1, head - 1]
+    if not first and len(tokens) > 1:
+        tokens, shown = tokens[1:], shown[1:, 1:] / shown[1:, 1:].sum(-1, keepdim=True).clamp(min=1e-6)
+    return plots.attention(shown.numpy(), tokens, f"layer {layer}, head {head}: a row is the token that looks")
+
+
+def attention_viewer(model, tokenizer, text: str) -> ipywidgets.Widget:
+    """See where every token of a sentence looks, by layer and head."""
+    state = attention_weights(model, tokenizer, text)
+    prompt = ipywidgets.Text(text, description="Text", continuous_update=False, layout={"width": "95%"})
+    layer = ipywidgets.IntSlider(value=1, min=1, max=state[1].shape[0], description="layer")
+    head = ipywidgets.IntSlider(value=1, min=1, max=state[1].shape[1], description="head")
+    first = ipywidgets.Checkbox(value=True, description="show the first token")
+    picture = ipywidgets.Image(format="png", width=760)
+
+    def draw(_=None) -> None:
+        picture.value = png(show_attention(*state, layer.value, head.value, first.value))
+
+    def read(_) -> None:
+        nonlocal state
+        state = attention_weights(model, tokenizer, prompt.value)
+        draw()
+
+    prompt.observe(read, "value")
+    for control in (layer, head, first):
+        control.observe(draw, "value")
+    draw()
+    return ipywidgets.VBox([prompt, ipywidgets.HBox([layer, head, first]), picture])
+
+
+def guessing_places(tokenizer, ids: list[int], begin: int = 8, apart: int = 4) -> list[int]:
+    """The places of tokens that are whole words, at least `apart` from each other: what a person can guess."""
+    words, places = [tokenizer.decode(i) for i in ids], []
+    for place in range(begin, len(ids) - 1):
+        alone = words[place][:1] == " " and words[place][1:].isalpha() and not words[place + 1][:1].isalnum()
+        if alone and (not places or place - places[-1] >= apart):
+            places.append(place)
+    return places
+
+
+@torch.inference_mode()
+def next_token_game(model, tokenizer, text: str) -> ipywidgets.Widget:
+    """Guess the next word of a text, then see what the model expected there; the score is kept, yours and the model's."""
+    ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
+    logits, ids = model(ids).logits[0].float().cpu(), ids[0].tolist()  # (tokens, vocabulary)
+    places = guessing_places(tokenizer, ids)
+    guess = ipywidgets.Text(placeholder="the next word, then Enter", continuous_update=False)
+    skip = ipywidgets.Button(description="I do not know", button_style="primary")
+    story, said = ipywidgets.HTML(), ipywidgets.HTML()
+    picture = ipywidgets.Image(format="png", width=880, layout={"display": "none"})
+    turn, yours, its = 0, 0, 0
+
+    def show() -> None:
+        end = places[turn] if turn < len(places) else len(ids)
+        shown = escape(tokenizer.decode(ids[:end]))
+        last = " <b>___</b>" if turn < len(places) else " <b>The end.</b>"
+        story.value = f'<div style="font-size:1.2em;max-width:60em;white-space:pre-wrap">{shown}{last}</div>'
+
+    def answer(word: str) -> None:
+        nonlocal turn, yours, its
+        if turn == len(places):
+            return
+        place = places[turn]
+        true, before = tokenizer.decode(ids[place]).strip(), logits[place - 1]
+        best = int(before.argmax())
+        turn, yours, its = turn + 1, yours + (word.strip().lower() == true.lower()), its + (best == ids[place])
+        chance = before.softmax(-1)[ids[place]].item()
+        said.value = (
+            f'<div style="font-size:1.2em">You: <b>{escape(word) or "–"}</b>. The model: '
+            f"<b>{escape(tokenizer.decode(best).strip())}</b>. The text: <b>{escape(true)}</b>, to which the model gave "
+            f"{chance:.1%}. Score after {turn}: <b>you {yours}, the model {its}</b>.</div>"
+        )
+        picture.value, picture.layout.display = png(show_distribution(tokenizer, before[None], shown=12)), ""
+        show()
+
+    def entered(change) -> None:
+        if change["new"]:
+            guess.value = ""
+            answer(change["new"])
+
+    guess.observe(entered, "value")
+    skip.on_click(lambda _: answer(""))
+    show()
+    return ipywidgets.VBox([story, ipywidgets.HBox([guess, skip]), said, picture])
