@@ -172,9 +172,16 @@ def comparisons(
 ) -> tuple[list[dict], list[list[str]], np.ndarray]:
     """Requests of a split of the bottle, `k` replies drawn from the model to each, and their grades (requests, k)."""
     asked = bottle.requests(split, seed, count, **options)
-    drawn = replies(model, tokenizer, [request for request in asked for _ in range(k)], seed)
-    said = [drawn[i * k : (i + 1) * k] for i in range(len(asked))]
+    said = several(model, tokenizer, asked, k, seed)
     return asked, said, graded(asked, said)
+
+
+def several(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[dict], k: int, seed: int = 0
+) -> list[list[str]]:
+    """`k` replies drawn from the model to each request."""
+    drawn = replies(model, tokenizer, [request for request in asked for _ in range(k)], seed)
+    return [drawn[i * k : (i + 1) * k] for i in range(len(asked))]
 
 
 def graded(asked: Sequence[dict], said: Sequence[Sequence[str]], grade: Callable = bottle.helpfulness) -> np.ndarray:
