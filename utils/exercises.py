@@ -808,14 +808,12 @@ def _(ranking):
     return [(a, b) for a in ranking for b in ranking if a != b]
 
 
-@mistake("pairs_from_ranking", "You return places in the ranking: return what stands there, the replies' numbers.")
+@mistake(
+    "pairs_from_ranking",
+    "You return places in the ranking, or sort it: its own order says which reply is better, return the replies' numbers.",
+)
 def _(ranking):
     return [(i, j) for i in range(len(ranking)) for j in range(i + 1, len(ranking))]
-
-
-@mistake("pairs_from_ranking", "You order by the replies' numbers: the ranking's own order says which is better.")
-def _(ranking):
-    return [(a, b) for i, a in enumerate(sorted(ranking)) for b in sorted(ranking)[i + 1 :]]
 
 
 # 04 Reward modeling: agreement between annotators ---------------------------------------------------------------------

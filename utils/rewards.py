@@ -247,5 +247,5 @@ def judged(pairs: list[dict], features: torch.Tensor, judge: str) -> list[dict]:
             )
             row |= dict(longer=float((chosen[uneven] == long).mean()))
             row |= dict(judge_longer=float((votes[judge][held][uneven] == long).mean()))
-            rows.append(row | dict(weights=weights.tolist() if count == max(SHARES) else []))
+            rows.append(row | dict(weights=weights.tolist() if count in (min(SHARES), max(SHARES)) else []))
     return rows
