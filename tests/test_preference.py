@@ -213,7 +213,8 @@ def test_a_linear_reward_is_logistic_regression_without_intercept(ridge):
     """scikit-learn's on the same pairs, half of them turned around, for it needs both outcomes."""
     from sklearn.linear_model import LogisticRegression
 
-    differences = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)) + torch.tensor([1.0, 0, 0.5, 0])
+    differences = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)).double()
+    differences += torch.tensor([1.0, 0, 0.5, 0])
     sign = torch.ones(60)
     sign[::2] = -1
     theirs = LogisticRegression(C=1 / ridge, fit_intercept=False, tol=1e-10, max_iter=1000)

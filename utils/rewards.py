@@ -15,9 +15,9 @@ import torch
 
 from utils import bottle, models, preference, pretrain, rlhf
 
-ASKED, DRAWN, K = 416, 6, 4  # requests whose replies are compared, replies drawn to each, and of these ranked
-HELD_OUT = 200  # requests, with K replies each
-WRITTEN = 304  # requests for the two kinds of labellers, with K replies from the bottle's own
+ASKED, K = 416, 6  # requests whose replies are compared (all that the split has), and replies in a ranking
+HELD_OUT, TESTED = 200, 4  # held-out requests, and replies to each
+WRITTEN = 304  # requests for the two kinds of labellers, with TESTED of the bottle's own replies each
 LABELLERS = 1000  # added to a seed for the held-out labellers
 SEEDS = (0, 1, 2)
 MANY = (0, 1, 2, 3, 4)  # for the claims that compare arms of one size
@@ -36,19 +36,19 @@ def plan() -> list[dict]:
     for rung in pretrain.RUNGS:
         if rung != rlhf.RUNG:
             add("size", rung, rung)
-    for asked in (26, 104, 208):
+    for asked in (52, 208):
         add("rankings", asked, asked=asked)
-    for k in (2, DRAWN):
+    for k in (2, 4):
         add("k", k, k=k)
     for agreement in (0.773, 1.0):
         add("agreement", agreement, agreement=agreement)
     add("length", "labellers like long replies", words=0.2)
     for epochs in (1, 5):
-        add("batch", f"a ranking in one element, epochs: {epochs}", k=DRAWN, steps=epochs * ASKED // 8)
-    pairs = ASKED * DRAWN * (DRAWN - 1) // 2
-    add("batch", "pairs as separate examples, epochs: 1", k=DRAWN, apart=True, batch=24, steps=pairs // 24)
+        add("batch", f"a ranking in one element, epochs: {epochs}", steps=epochs * ASKED // 8, seeds=SEEDS[:2])
+    pairs = ASKED * K * (K - 1) // 2
+    add("batch", "pairs as separate examples, epochs: 1", apart=True, batch=24, steps=pairs // 24, seeds=SEEDS[:2])
     for kind in ("helpful", "safe", "both"):
-        add("kinds", kind, seeds=MANY)
+        add("kinds", kind)
     return found
 
 
@@ -65,8 +65,8 @@ def collected(seed: int) -> dict:
     """What a seed's arms share: "train" and "held out", each (asked, said, grades), drawn from the policy of step 1."""
     model, tokenizer = policy(rlhf.RUNG, seed)
     asked = bottle.requests("test", 0, HELD_OUT)
-    said = rlhf.several(model, tokenizer, asked, K, seed)
-    train = rlhf.comparisons(model, tokenizer, ASKED, DRAWN, seed)
+    said = rlhf.several(model, tokenizer, asked, TESTED, seed)
+    train = rlhf.comparisons(model, tokenizer, ASKED, K, seed)
     return {"train": train, "held out": (asked, said, rlhf.graded(asked, said))}
 
 
@@ -160,7 +160,7 @@ def kinds(names: dict) -> list[dict]:
 
     def ranked(split: str, count: int, seed: int, number: int, kind: str) -> tuple:
         asked = bottle.requests(split, number, count)
-        said = rlhf.written(asked, K, seed)
+        said = rlhf.written(asked, TESTED, seed)
         grades = rlhf.graded(asked, said, judged[kind])
         return (
             asked,

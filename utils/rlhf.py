@@ -24,7 +24,7 @@ RUNG = "800k"
 MANNERS = {"polite": 0.35, "plain": 0.35, "padded": 0.2, "unsure": 0.1}  # shares of the demonstrations
 AGREEMENT = 0.726  # of two labellers on a pair (InstructGPT, section 3.4)
 NEW_TOKENS = 32  # the longest reply
-REWARD_STEPS, REWARD_PEAK = 104, 1e-3  # of a reward model: with 416 rankings, two epochs
+REWARD_STEPS, REWARD_PEAK = 104, 5e-4  # of a reward model: with 416 rankings, two epochs
 # How much better one reply is (Llama 2, section 3.2.1), the weakest first, and Llama 2's margins for it (table 27).
 STRENGTHS = ("negligibly better", "slightly better", "better", "significantly better")
 MARGINS = {"none": (0, 0, 0, 0), "small": (0, 1 / 3, 2 / 3, 1), "large": (0, 1, 2, 3)}
