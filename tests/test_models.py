@@ -208,3 +208,33 @@ def test_every_data_set_names_its_licence():
 def test_an_unknown_data_set_says_which_there_are():
     with pytest.raises(ValueError, match="No data set 'sst3': name one of alpaca_eval, .*sst2"):
         benchmarks.load("sst3")
+
+
+def test_sentence_embeddings_are_transformers():
+    """Each text read alone, its tokens' mean at length 1; in a batch the padding must not count, nor the order matter."""
+    texts = ["A cat sat on the mat.", "The dog", "서울은 크다", " ".join(["long"] * 400)]
+    model, tokenizer = models.minilm()
+    for text, ours in zip(texts, models.sentence_embeddings(texts, batch=3), strict=True):
+        ids = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
+        with torch.inference_mode():
+            mean = model(**ids).last_hidden_state[0].mean(0)
+        assert torch.allclose(ours, mean / mean.norm(), atol=1e-5)
+    cat, near, far = models.sentence_embeddings(
+        ["A cat sits on a mat.", "A kitten is on the rug.", "Shares fell by 3 %."]
+    )
+    assert cat @ near > cat @ far + 0.2
+
+
+def test_judgements_are_of_one_pair_each():
+    pairs = benchmarks.judgements(["gpt4", "claude"], words=30)
+    keys = [(pair["instruction"], pair["a"], pair["b"]) for pair in pairs]
+    assert len(set(keys)) == len(keys) > 300
+    assert all(pair["a"] < pair["b"] and max(pair["lengths"]) <= 30 and pair["gpt4"] in (0, 1) for pair in pairs)
+    votes = {}
+    for row in benchmarks.load("alpaca_eval"):
+        if row["judge"] == "gpt4":
+            answers = [row["output_1"].strip(), row["output_2"].strip()]
+            preferred = answers[row["preference"] - 1] if row["preference"] in (1, 2) else None
+            votes.setdefault((f"{row['instruction']}\n{row['input']}".strip(), *sorted(answers)), set()).add(preferred)
+    for key, pair in list(zip(keys, pairs, strict=True))[::50]:
+        assert votes[key] == {pair["ab"[pair["gpt4"]]]}

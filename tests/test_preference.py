@@ -200,6 +200,29 @@ def test_a_ranking_of_one_is_refused():
         preference.train_reward_model(reward_model(), words(), [["w3"]], steps=1)
 
 
+def test_rewards_by_token_end_at_the_reward():
+    model, tokenizer = reward_model().float(), words()
+    tokens, found = preference.rewards_by_token(model, tokenizer, "w5 w6 w7")
+    assert tokens == ["<b>", "w5", "w6", "w7", "<e>"] and found.shape == (5,)
+    assert found[-1].item() == pytest.approx(preference.score(model, tokenizer, ["w5 w6 w7"]).item(), abs=1e-5)
+    assert found.unique().numel() == 5
+
+
+@pytest.mark.parametrize("ridge", [0.1, 3.0])
+def test_a_linear_reward_is_logistic_regression_without_intercept(ridge):
+    """scikit-learn's on the same pairs, half of them turned around, for it needs both outcomes."""
+    from sklearn.linear_model import LogisticRegression
+
+    differences = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)).double()
+    differences += torch.tensor([1.0, 0, 0.5, 0])
+    sign = torch.ones(60)
+    sign[::2] = -1
+    theirs = LogisticRegression(C=1 / ridge, fit_intercept=False, tol=1e-10, max_iter=1000)
+    theirs.fit((sign[:, None] * differences).numpy(), sign.numpy())
+    ours = preference.linear_reward(differences, ridge)
+    assert ours.tolist() == pytest.approx(theirs.coef_[0].tolist(), abs=1e-4)
+
+
 # ---- DPO ------------------------------------------------------------------------------------------------------------
 
 

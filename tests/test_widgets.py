@@ -1,5 +1,6 @@
 """Widgets: they change when used, quickly, and escape what a model wrote."""
 
+import html
 import time
 
 import ipywidgets
@@ -10,6 +11,7 @@ from transformers import LlamaForCausalLM
 
 from tests import conftest
 from utils import bottle, flan, plots, pretrain, widgets
+from utils import bottle, flan, models, plots, preference, pretrain, rlhf, widgets
 
 matplotlib.use("agg")
 plots.style()
@@ -232,3 +234,61 @@ def test_places_to_guess_are_whole_words(smollm2):
     assert len(places) > 4
     assert all(word.startswith(" ") and word[1:].isalpha() for word in found)
     assert all(b - a >= 2 for a, b in zip(places, places[1:], strict=False))
+
+
+@pytest.fixture(scope="module")
+def rewarded():
+    """(policy, tokenizer, requests, replies) on the smallest rung."""
+    policy, tokenizer = models.load("ladder/20k")
+    asked = bottle.requests("preference", 0, 8)
+    return policy, tokenizer, asked, rlhf.written(asked, 2, 0)
+
+
+def test_labelling_trains_on_the_labels_given(rewarded, monkeypatch):
+    policy, tokenizer, asked, said = rewarded
+    labelled = []
+    train = rlhf.train_reward
+    monkeypatch.setattr(
+        rlhf, "train_reward", lambda p, t, texts, **o: labelled.extend(texts) or train(p, t, texts, **o)
+    )
+    widget = widgets.preference_labelling(policy, tokenizer, asked, said)
+    shown, told = parts(widget, ipywidgets.HTML)
+    a, b, skip, learn = parts(widget, ipywidgets.Button)
+    assert learn.disabled and said[0][0] in html.unescape(shown.value)
+    for button in (a, b, skip):
+        before, start = shown.value, time.perf_counter()
+        button.click()
+        assert shown.value != before and time.perf_counter() - start < 0.5
+    assert told.value.count("2 labels") == 1
+    learn.click()
+    texts = [[rlhf.text(request, reply) for reply in row] for request, row in zip(asked, said, strict=True)]
+    assert labelled == [texts[0], texts[1][::-1]]
+    assert "A is better with probability" in told.value and "fell from" in told.value
+    a.click()
+    assert "of 1 pairs since its training" in told.value
+
+
+def test_a_pair_is_escaped():
+    table = widgets.pair_table({"prompt": "<b>ask</b>"}, "<script>alert(1)</script>", "&")
+    assert "<script>" not in table and "<b>ask" not in table and "&lt;script&gt;" in table
+
+
+def test_reward_inspector(rewarded):
+    policy, tokenizer, asked, _ = rewarded
+    inspector = widgets.reward_inspector({"a model": preference.reward_model(policy)}, tokenizer, asked)
+    (picture,), (text,), (requests,) = (
+        parts(inspector, kind) for kind in (ipywidgets.Image, ipywidgets.Text, ipywidgets.Dropdown)
+    )
+    (ready,) = parts(inspector, ipywidgets.ToggleButtons)
+    assert text.value == bottle.replies(asked[0])[0]["text"]
+    for act in (
+        lambda: setattr(text, "value", "<b>x</b> $y_ 서울"),
+        lambda: setattr(requests, "value", 3),
+        lambda: setattr(ready, "value", ready.options[1][1]),
+        lambda: setattr(text, "value", "long " * 200),
+        lambda: setattr(text, "value", ""),
+    ):
+        before, start = picture.value, time.perf_counter()
+        act()
+        assert picture.value != before and bytes(picture.value).startswith(b"\x89PNG")
+        assert time.perf_counter() - start < 1

@@ -74,6 +74,23 @@ def distribution(tokens: list[str], before: list[float], after: list[float], tit
     return figure
 
 
+def reward_by_token(tokens: list[str], rewards: dict[str, list[float]], title: str) -> Figure:
+    """The reward after each token of a text, for one or more reward models; the last token's is the text's reward."""
+    figure, axes = plt.subplots(layout="none")
+    figure.subplots_adjust(left=0.09, right=0.99, top=0.9, bottom=0.33)
+    for name, values in rewards.items():
+        (line,) = axes.plot(values, marker="o", label=f"{name}: {values[-1]:+.2f}")
+        axes.plot(len(values) - 1, values[-1], "*", color=line.get_color(), ms=22)
+    axes.axhline(0, color=GREY, lw=1)
+    names = [token(t) for t in tokens]
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=12, parse_math=False)
+    axes.set(ylabel="reward if it ended here", xlim=(-0.5, max(10, len(tokens)) - 0.5))
+    axes.set_title(title, parse_math=False)
+    axes.grid(axis="x", visible=False)
+    axes.legend()
+    return figure
+
+
 def isoflop(
     parameters: list[float], losses: list[float], chosen: tuple[float, float], best: tuple[float, float], title: str
 ) -> Figure:

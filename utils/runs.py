@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
-from utils import benchmarks, bottle, decoding, evaluation, flan, models, pretrain
+from utils import benchmarks, bottle, decoding, evaluation, flan, models, pretrain, rewards, rlhf
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 PROMPT, NEW = 32, 200  # tokens of a Wikipedia paragraph that are given, and that a decoder (or the writer) adds
@@ -151,7 +151,7 @@ def every_arm(part: str = "1/1") -> None:
     pieces = sorted(path.stem for path in RUNS.glob("flan-*of*.parquet"))
     weights, arms, seconds, loaded = {}, {}, {}, {}
     for rung in pretrain.RUNGS:
-        weights[rung] = hashlib.sha256((models.LADDER / rung / "model.safetensors").read_bytes()).hexdigest()[:12]
+        weights[rung] = _weights(rung)
     for stored in ["flan", *pieces]:
         for row in _stored(stored)[0]:
             if row["base"] == weights[row["rung"]]:
@@ -227,6 +227,47 @@ def lora() -> None:
     _write("lora", rows, {"all": round(time.perf_counter() - start), "training": log[-1]["seconds"]})
 
 
+# ---- Reward models (notebook 04) ------------------------------------------------------------------------------------
+
+
+def reward_models() -> None:
+    """Every arm of `rewards.plan`. An arm that is stored, for the same base weights, is not run again."""
+    rows, seconds = _stored("rewards")
+    weights = {rung: _weights(rung) for rung in pretrain.RUNGS}
+    rows = [row for row in rows if row["base"] == _bases(row["rung"], weights)]
+    key = lambda row: " | ".join(str(row[name]) for name in ("experiment", "setting", "rung", "seed"))  # noqa: E731
+    done, plan = {key(row) for row in rows}, sorted(rewards.plan(), key=lambda planned: planned["seed"])
+    for number, planned in enumerate(plan, 1):
+        if key(planned) in done:
+            continue
+        start = time.perf_counter()
+        rows += [row | {"base": _bases(planned["rung"], weights)} for row in rewards.arm(planned)]
+        seconds[key(planned)] = round(time.perf_counter() - start, 1)
+        print(f"{number}/{len(plan)} {key(planned)}: {seconds[key(planned)]} s", flush=True)
+        _write("rewards", rows, seconds)
+
+
+def _weights(rung: str) -> str:
+    """What names a rung's weights: the beginning of their hash."""
+    return hashlib.sha256((models.LADDER / rung / "model.safetensors").read_bytes()).hexdigest()[:12]
+
+
+def _bases(rung: str, weights: dict[str, str]) -> str:
+    """The weights that an arm depends on: of the policy whose replies are compared, and of the reward model."""
+    return f"{weights[rlhf.RUNG]} {weights[rung]}"
+
+
+def judges() -> None:
+    """Reward models on frozen MiniLM features of AlpacaEval's answers: by judge, number of pairs and split."""
+    start = time.perf_counter()
+    pairs = benchmarks.judgements(rewards.JUDGES)
+    features = rewards.features(pairs)
+    seconds = {"features": round(time.perf_counter() - start)}
+    print(f"features of {len(pairs)} pairs: {seconds['features']} s", flush=True)
+    rows = [row for judge in rewards.JUDGES for row in rewards.judged(pairs, features, judge)]
+    _write("judges", rows, seconds | {"all": round(time.perf_counter() - start)})
+
+
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
     """Write data/runs/NAME.*: the rows, and the log of the run (NAME, where it is not told)."""
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -244,9 +285,16 @@ def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -
 
 
 if __name__ == "__main__":
-    known = {"decoders": decoders, "flan": every_arm, "templates": templates, "lora": lora}
+    known = {
+        "decoders": decoders,
+        "flan": every_arm,
+        "templates": templates,
+        "lora": lora,
+        "rewards": reward_models,
+        "judges": judges,
+    }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
-    parser.add_argument("name", choices=known, help="the run; flan goes on where it was stopped")
+    parser.add_argument("name", choices=known, help="the run; flan and rewards go on where they were stopped")
     parser.add_argument("--part", default="1/1", help="of flan: 1/2 in one process beside 2/2 in another; then without")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     given = parser.parse_args()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from utils import bottle, decoding, evaluation, flan, plots, scaling
+from utils import bottle, decoding, evaluation, flan, plots, preference, rlhf, scaling
 
 
 def png(figure: Figure) -> bytes:
@@ -379,3 +379,110 @@ def next_token_game(model, tokenizer, text: str) -> ipywidgets.Widget:
     skip.on_click(lambda _: answer(""))
     show()
     return ipywidgets.VBox([story, ipywidgets.HBox([guess, skip]), said, picture])
+
+
+# 04 Reward modeling ---------------------------------------------------------------------------------------------------
+
+
+def pair_table(request: dict, first: str, second: str) -> str:
+    """A request and two replies side by side, as a labeller sees them: an HTML table."""
+    cell = "text-align:left;vertical-align:top;padding:.6em;font-size:1.2em;white-space:pre-wrap;width:430px"
+    replies = "".join(f'<td style="{cell}">{escape(reply)}</td>' for reply in (first, second))
+    head = f'<tr><td colspan="2" style="{cell}"><b>{escape(request["prompt"])}</b></td></tr>'
+    return f"<table>{head}<tr><th>A</th><th>B</th></tr><tr>{replies}</tr></table>"
+
+
+def preference_labelling(policy, tokenizer, asked: list[dict], said: list[list[str]]) -> ipywidgets.Widget:
+    """Say which of two replies is better, again and again; then train a reward model on these labels alone.
+
+    After the training each further pair shows what the model expects you to say; your answers keep its score.
+    """
+    pairs = [(request, *row[:2]) for request, row in zip(asked, said, strict=True) if row[0] != row[1]]
+    state = {"place": 0, "labels": [], "model": None, "expected": None, "right": [0, 0]}
+    shown, told = ipywidgets.HTML(), ipywidgets.HTML()
+    buttons = {name: ipywidgets.Button(description=name) for name in ("A is better", "B is better", "Skip")}
+    train = ipywidgets.Button(description="Train on my labels", button_style="primary", disabled=True)
+
+    def tell(more: str = "") -> None:
+        hits, asked_ = state["right"]
+        words = [f"{len(state['labels'])} labels."]
+        if state["model"]:
+            words.append(f"The model expects: A is better with probability {state['expected']:.0%}.")
+            words.append(f"It was right on {hits} of {asked_} pairs since its training." if asked_ else "")
+        told.value = f'<div style="font-size:1.2em">{" ".join([more, *words])}</div>'
+
+    def draw(more: str = "") -> None:
+        request, *replies = pairs[state["place"] % len(pairs)]
+        shown.value = pair_table(request, *replies)
+        if state["model"]:
+            texts = [rlhf.text(request, reply) for reply in replies]
+            a, b = preference.score(state["model"], tokenizer, texts).tolist()
+            state["expected"] = 1 / (1 + np.exp(b - a))
+        tell(more)
+
+    def label(better: int | None) -> None:
+        request, *replies = pairs[state["place"] % len(pairs)]
+        if better is not None:
+            if state["model"]:
+                state["right"] = [
+                    state["right"][0] + ((state["expected"] > 0.5) == (better == 0)),
+                    state["right"][1] + 1,
+                ]
+            order = [better, 1 - better]
+            state["labels"].append([rlhf.text(request, replies[i]) for i in order])
+        state["place"] += 1
+        train.disabled = not state["labels"]
+        draw()
+
+    def learn(_) -> None:
+        train.disabled = True
+        tell("Training ...")
+        options = dict(steps=20, batch=min(8, len(state["labels"])))
+        state["model"], log = rlhf.train_reward(policy, tokenizer, state["labels"], **options)
+        state["right"] = [0, 0]
+        train.disabled = False
+        draw(f"Trained: its loss on your labels fell from {log[0]['loss']:.2f} to {log[-1]['loss']:.2f} nats.")
+
+    for button, better in zip(buttons.values(), (0, 1, None), strict=True):
+        button.on_click(lambda _, better=better: label(better))
+    train.on_click(learn)
+    draw()
+    return ipywidgets.VBox([shown, ipywidgets.HBox([*buttons.values(), train]), told])
+
+
+def show_rewards(reward_models: dict, tokenizer, text: str) -> Figure:
+    """The rewards of a text by token, for each of the named reward models."""
+    found = {name: preference.rewards_by_token(model, tokenizer, text) for name, model in reward_models.items()}
+    tokens = next(iter(found.values()))[0]
+    last = text if len(text) < 70 else "…" + text[-68:]
+    return plots.reward_by_token(tokens, {name: values.tolist() for name, (_, values) in found.items()}, last)
+
+
+def reward_inspector(reward_models: dict, tokenizer, requests: list[dict], longest: int = 48) -> ipywidgets.Widget:
+    """Write a reply and see what the reward would be after each of its tokens."""
+    names = [(request["prompt"], i) for i, request in enumerate(requests)]
+    chosen = ipywidgets.Dropdown(options=names, description="Request", layout={"width": "95%"})
+    reply = ipywidgets.Text(description="Reply", continuous_update=False, layout={"width": "95%"})
+    ready = ipywidgets.ToggleButtons(description="Ready-made")
+    picture = ipywidgets.Image(format="png", width=880)
+
+    def draw(_=None) -> None:
+        words = rlhf.text(requests[chosen.value], reply.value)
+        ids = tokenizer(words).input_ids[:longest]
+        picture.value = png(show_rewards(reward_models, tokenizer, tokenizer.decode(ids)))
+
+    def use(change) -> None:
+        if change["new"] is not None:
+            reply.value = change["new"]
+
+    def ask(_=None) -> None:
+        known = bottle.replies(requests[chosen.value])
+        ready.options = [(r["kind"], r["text"]) for r in known]
+        reply.value = known[0]["text"]
+        draw()
+
+    chosen.observe(ask, "value")
+    ready.observe(use, "value")
+    reply.observe(draw, "value")
+    ask()
+    return ipywidgets.VBox([chosen, ready, reply, picture])
