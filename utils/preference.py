@@ -138,6 +138,40 @@ def score(
     return found
 
 
+@torch.inference_mode()
+def rewards_by_token(
+    model: LlamaForSequenceClassification, tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[list[str], Tensor]:
+    """What the reward would be if the text ended at each of its tokens: (the tokens, rewards (tokens,)).
+
+    Only the last, at the end of the text, was trained; the others show where the judgement falls.
+    """
+    (ids,) = encode(tokenizer, [text])
+    hidden = model.model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).last_hidden_state
+    return [tokenizer.decode(i) for i in ids], model.score(hidden)[0, :, 0].float().cpu()
+
+
+def linear_reward(differences: Tensor, ridge: float = 1.0) -> Tensor:
+    """Bradley-Terry on frozen features: the preferred text's features minus the other's, (pairs, d) -> weights w (d,).
+
+    The reward of a text is w times its features. w minimises the summed loss plus ridge / 2 |w|^2: logistic regression
+    without an intercept, for the order of a pair means nothing.
+    """
+    differences = differences.double()
+    weights = torch.zeros(differences.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        rewards = differences @ weights
+        value = len(rewards) * bradley_terry_loss(rewards, 0 * rewards) + ridge / 2 * weights.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return weights.detach()
+
+
 def _read(model, tokenizer, rows: list[list[int]]) -> Tensor:
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     return rewards(model, pad(rows, _filler(tokenizer), model.device), lengths)
