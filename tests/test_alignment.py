@@ -1,12 +1,10 @@
 """Every arm of notebook 05 runs, at a size that takes seconds; best-of-n, Gao's forms and the interval by hand."""
 
-import itertools
 
 import numpy as np
 import pytest
-import torch
 
-from utils import alignment, bottle, ppo, runs
+from utils import alignment, bottle, runs
 
 
 @pytest.fixture(scope="module")

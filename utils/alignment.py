@@ -76,28 +76,22 @@ class Steps:
 
     @cached_property
     def noise(self) -> float:
-        return rlhf.noise_for(rlhf.AGREEMENT, self.compared[2])
+        return rlhf.noise_for(rlhf.AGREEMENT, self.compared[2], self.compared[1])
 
-    def ranked(self, only: Sequence[str] = bottle.REQUESTS, longer: float = 0.0) -> list[list[str]]:
-        """What labellers prefer, texts from best to worst; `only`: these kinds of request. `longer`: grades that a word more is
-        worth to them."""
+    def order(self, grade: Callable = bottle.helpfulness, longer: float = 0.0) -> np.ndarray:
+        """A labeller's rankings of the replies (requests, 4), by these grades; `longer`: grades that a word more is worth."""
         asked, said, grades = self.compared
-        words = np.array([[len(reply.split()) for reply in row] for row in said])
-        order = rlhf.ranked(grades + longer * words, self.noise, self.seed)
-        found = rlhf.rankings(asked, said, order)
-        return [row for request, row in zip(asked, found, strict=True) if request["kind"] in only]
+        grades = grades if grade is bottle.helpfulness else rlhf.graded(asked, said, grade)
+        words = rlhf.graded(asked, said, lambda reply, _: len(reply.split()))
+        return rlhf.ranked(grades + longer * words, self.noise, self.seed)
 
-    def rewarder(self, rung: str = RUNG, name: str = "", **which) -> ppo.Reward:
-        """Step 2: a reward model, trained on the comparisons (`which`: see `ranked`), its rewards standardised."""
+    def rewarder(self, rung: str = RUNG, name: str = "", **labelled) -> ppo.Reward:
+        """Step 2: a reward model, trained on the comparisons (`labelled`: see `order`), its rewards standardised."""
 
         def make() -> LlamaForSequenceClassification:
             body = self.tuned if rung == self.rung else models.load(f"ladder/{rung}")[0]
-            made = preference.reward_model(body, self.seed)
-            found = self.ranked(**which)
-            preference.train_reward_model(
-                made, self.tokenizer, found, steps=len(found) * 2 // 8, seed=self.seed, progress=False
-            )
-            return made
+            texts = rlhf.rankings(*self.compared[:2], self.order(**labelled))
+            return rlhf.train_reward(body, self.tokenizer, texts, self.seed)[0]
 
         model = self.kept(f"reward-{rung}{name}", LlamaForSequenceClassification, make)
         return self.standardised(rlhf.reward(model, self.tokenizer))
@@ -127,8 +121,8 @@ class Steps:
     def both(self) -> ppo.Reward:
         """Llama 2's reward (arXiv 2307.09288, section 3.2.2): where safety is asked for, or below 0.15, the safe one's, else the
         helpful one's."""
-        helpful = self.rewarder(name="-helpful", only=("fact", "untold", "dish"))
-        safe = self.rewarder(name="-safe", only=("forbidden",))
+        helpful = self.rewarder(name="-helpful", grade=rlhf.helpful)
+        safe = self.rewarder(name="-safe", grade=rlhf.safe)
         tagged = tuple(r["prompt"] for r in bottle.requests("ppo", self.seed, 400) if r["kind"] == "forbidden")
 
         def reward(texts: list[str]) -> torch.Tensor:
@@ -294,11 +288,10 @@ def _flat(line: dict) -> dict:
 
 def dpo(steps: Steps) -> list[dict]:
     """DPO on every pair of the comparisons, each read once."""
-    asked, said, grades = steps.compared
-    order = rlhf.ranked(grades, steps.noise, steps.seed)
+    asked, said, _ = steps.compared
     pairs = [
         (request["prompt"], f" {row[a]}", f" {row[b]}")
-        for request, row, ranking in zip(asked, said, order, strict=True)
+        for request, row, ranking in zip(asked, said, steps.order(), strict=True)
         for a, b in preference.pairs_from_ranking(ranking)
     ]
     policy = deepcopy(steps.tuned)
