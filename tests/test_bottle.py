@@ -1,5 +1,6 @@
 """The bottle: its graders are exact, its splits are clean, its text is the same every time, its errors help."""
 
+import random
 import re
 import shutil
 from collections import Counter
@@ -270,6 +271,35 @@ def test_no_held_out_question_and_no_template_is_in_the_text(text):
         for part in re.split(r"\{\w+\}|\n", template)
     ]
     assert [part for part in fragments if len(part.split()) > 2 and part in whole] == []
+
+
+def test_an_echo_says_every_line_twice():
+    rng, world = random.Random(0), bottle.world()
+    for _ in range(50):
+        first, second = bottle._line("echo", world, rng).split("\n")
+        assert first == second and len(set(first.split())) == len(first.split()) >= 3
+
+
+def test_the_nursery_is_no_part_of_the_mixture(text):
+    assert "nursery" not in set(text["source"])
+    assert set(bottle.documents(0, 2000, source="nursery")["source"]) == {"nursery"}
+
+
+def test_a_guess_asks_several_times_in_the_same_made_up_words():
+    world = bottle.world()
+    words = {word["name"] for word in world["tables"]["word"]}
+    for seed in range(20):
+        page = bottle._line("guess", world, random.Random(seed))
+        found = Counter(word for word in re.findall(r"\w+", page) if word in words)
+        assert found and min(found.values()) >= 3 and "{" not in page, page
+
+
+def test_the_mark_before_an_answer_is_not_that_of_a_record():
+    world = bottle.world()
+    task = next(task for task in world["tasks"] if task["name"] == "record_to_text")
+    for answered in (True, False):
+        line = bottle._wild(task, task["wild"][0], answered, world, random.Random(0))
+        assert line.count(" | ") == 2 == line.count("|") and ("A: " in line) == answered
 
 
 def test_templates_are_all_different():

@@ -8,7 +8,6 @@ import sys
 import time
 import urllib.request
 from functools import partial
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
@@ -22,6 +21,15 @@ RUN_ALL = """async () => {
   const nb = app.shell.currentWidget;
   await nb.sessionContext.ready; await nb.sessionContext.session.kernel.info;
   await app.commands.execute('notebook:run-all-cells');
+}"""
+RUN_SOME = """async ids => {
+  const app = window.jupyterapp; await app.restored;
+  const nb = app.shell.currentWidget;
+  await nb.sessionContext.ready; await nb.sessionContext.session.kernel.info;
+  for (const id of ids) {
+    nb.content.activeCellIndex = nb.content.widgets.findIndex(w => w.model.id === id);
+    await app.commands.execute('notebook:run-cell');
+  }
 }"""
 
 
@@ -74,16 +82,19 @@ def page(lab):
         browser.close()
 
 
-def open_and_run(page, lab: str, notebook: Path) -> None:
-    """Open a notebook, run all its cells, and fail if one of them does."""
+def open_and_run(page, lab: str, name: str, ids: list[str] | None = None) -> None:
+    """Open a notebook, run all its cells or those with these ids, and fail if one of them does."""
+    notebook = next(path for path in NOTEBOOKS if path.stem == name)
     page.goto(f"{lab}/lab/tree/{notebook.name}?reset")
     page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=120_000)
     page.set_default_timeout(600_000)
-    page.evaluate(RUN_ALL)
+    page.evaluate(RUN_SOME, ids) if ids else page.evaluate(RUN_ALL)
     cells = page.evaluate("window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells.map(c => c.toJSON())")
     errors = [output for cell in cells for output in cell.get("outputs", []) if output["output_type"] == "error"]
     assert not errors
-    assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
+    assert all(
+        cell["execution_count"] for cell in cells if cell["cell_type"] == "code" and (not ids or cell["id"] in ids)
+    )
     page.set_default_timeout(20_000)
 
 
@@ -107,20 +118,34 @@ def widget_cell(page, id: str):
     return page.locator(".jp-CodeCell.jp-mod-active:has(.jupyter-widgets)")
 
 
+def slide(page, cell, took: dict, name: str) -> None:
+    """Move every slider of a cell from one end to the other: the picture or the words beside it must change."""
+    picture, words = cell.locator("img.widget-image"), cell.locator(".widget-html-content")
+    picture.wait_for()
+    seen = lambda: (picture.get_attribute("src"), words.all_inner_texts())  # noqa: E731
+    handles = cell.locator(".widget-slider .noUi-handle")
+    for i in range(handles.count()):
+        handles.nth(i).press("Home")
+        page.wait_for_timeout(1000)
+        took[f"{name} {i}"] = seconds_to_change(page, partial(handles.nth(i).press, "End"), seen)
+
+
+def test_scaling(page, lab):
+    open_and_run(page, lab, "02_scaling", ["setup", "calculator-widget"])
+    took = {}
+    slide(page, widget_cell(page, "calculator-widget"), took, "calculator")
+    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
+    assert len(took) == 5 and not page.complaints
+
+
 def test_decoding(page, lab):
-    open_and_run(page, lab, next(path for path in NOTEBOOKS if path.stem == "06_decoding"))
+    open_and_run(page, lab, "06_decoding")
     took = {}
     for id, sliders in (("beam-widget", 2), ("explorer-widget", 4)):
         cell = widget_cell(page, id)
-        picture = cell.locator("img.widget-image")
-        handles = cell.locator(".widget-slider .noUi-handle")
-        picture.wait_for()
-        assert handles.count() == sliders
-        for i in range(sliders):  # from one end to the other: the picture must change
-            handles.nth(i).press("Home")
-            page.wait_for_timeout(1000)
-            end, source = partial(handles.nth(i).press, "End"), partial(picture.get_attribute, "src")
-            took[f"{id} {i}"] = seconds_to_change(page, end, source)
+        slide(page, cell, took, id)
+        assert sum(name.startswith(id) for name in took) == sliders
+    source = partial(cell.locator("img.widget-image").get_attribute, "src")
     text = cell.locator("input[type=text]").first
     text.fill("<script>document.title = 'bad'</script> & \"quotes\" 😀")
     took["text"] = seconds_to_change(page, partial(text.press, "Enter"), source)

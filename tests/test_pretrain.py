@@ -37,6 +37,7 @@ def work(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
     tokenizer.save_pretrained(folder / "tokenizer")
     pretrain.tokens(tokenizer, pretrain.TRAIN, 40_961, folder)
+    pretrain.tokens(tokenizer, pretrain.TRAIN, 40_960 * pretrain.NURSERY // pretrain.TOKENS + 257, folder, "nursery")
     pretrain.tokens(tokenizer, pretrain.HELD_OUT, pretrain.HELD_OUT_BLOCKS * pretrain.CONTEXT + 1, folder)
     return folder
 
@@ -48,9 +49,9 @@ def start(ladder, work, *launcher):
     )
 
 
-def log(folder):
+def log(folder, name="log.jsonl"):
     """The lines of a log, without the clock's."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
@@ -72,7 +73,7 @@ def rung(work, tmp_path_factory):
 def test_killed_and_continued_to_the_bit(rung, work, tmp_path):
     """SIGKILL after the first checkpoint; a second command goes on: the same weights, moments and log."""
     (tmp_path / "work").mkdir()
-    for path in work.glob("t*"):
+    for path in [*work.glob("t*"), *work.glob("nursery*")]:
         (tmp_path / "work" / path.name).symlink_to(path)
     checkpoint = tmp_path / "work" / "20k" / "checkpoint.safetensors"
     process = start(tmp_path, tmp_path / "work")
@@ -97,7 +98,7 @@ def test_killed_and_continued_to_the_bit(rung, work, tmp_path):
 
 def test_two_processes_follow_one(rung, work, tmp_path):
     (tmp_path / "work").mkdir()
-    for path in work.glob("t*"):
+    for path in [*work.glob("t*"), *work.glob("nursery*")]:
         (tmp_path / "work" / path.name).symlink_to(path)
     process = start(tmp_path, tmp_path / "work", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     output, error = process.communicate(timeout=100)
@@ -307,6 +308,14 @@ def test_an_unknown_rung_gives_one_sentence(monkeypatch):
 # ---- The committed ladder -------------------------------------------------------------------------------------------
 
 
+def test_the_bottle_is_the_one_that_the_ladder_read(tmp_path):
+    tokenizer = committed_tokenizer()
+    ids = pretrain.tokens(tokenizer, pretrain.HELD_OUT, pretrain.HELD_OUT_BLOCKS * pretrain.CONTEXT + 1, tmp_path)
+    report = json.loads((models.LADDER / "20k" / "report.json").read_text())["losses"]["held_out"]
+    found = pretrain.losses(models.load("ladder/20k")[0], pretrain.blocks(ids))
+    np.testing.assert_allclose(found, report, atol=5e-3)  # half precision
+
+
 @pytest.mark.parametrize("name", pretrain.RUNGS)
 def test_a_committed_rung(name):
     """Whole: weights, tokenizer, log and report; all together at most 20 MB; and it is the model the report tells of."""
@@ -331,9 +340,10 @@ def committed_tokenizer():
 
 def test_the_committed_curve_comes_again(tmp_path):
     """The first 64 steps of the smallest rung, from the same documents, follow the log that is kept."""
-    kept = log(models.LADDER / "20k")
+    kept = log(models.LADDER / "20k", "nursery.jsonl")
     settings = kept[0]["settings"]
-    ids = pretrain.blocks(pretrain.tokens(committed_tokenizer(), pretrain.TRAIN, pretrain.TOKENS + 1, tmp_path))
+    ids = pretrain.tokens(committed_tokenizer(), pretrain.TRAIN, pretrain.NURSERY + 257, tmp_path, "nursery")
+    ids = pretrain.blocks(ids)
     assert [*ids.shape, int(ids.sum())] == settings["data"]  # the documents are those of then
     torch.manual_seed(0)
     model = pretrain.LlamaForCausalLM(pretrain.RUNGS["20k"]["config"])

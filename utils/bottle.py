@@ -137,6 +137,14 @@ def _number_tables():
     return {table: [r | {"name": " ".join(r.values())} for r in records] for table, records in texts.items()}
 
 
+def _made_up_words(count=3000):
+    """Words that no language has, such as "bofu" or "tiragu": each is rare, so only the page says what to expect of it."""
+    rng, words = random.Random("words"), {}
+    while len(words) < count:
+        words["".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3)))] = None
+    return [{"name": word} for word in words]
+
+
 def _fact_tables(people, patterns, values):
     """Tables `fact` (told), `untold` (told nowhere) and `rumour` (false statements): one record per wording."""
     tables = {"fact": [], "untold": [], "rumour": []}
@@ -145,7 +153,7 @@ def _fact_tables(people, patterns, values):
             rng, name, value = random.Random(f"{person['name']} {attribute}"), person["name"], person.get(attribute)
             wrong = rng.choice([v for v in values[attribute] if v not in (value, name)])
             key, others = f"{name} {attribute}", [p["name"] for p in people if p is not person]
-            near = [(name, a) for a in patterns if a != attribute] + [(other, attribute) for other in others]
+            near = [(who, a) for who in [name, *others] for a in patterns if a != attribute]
             near = next(n for n in near if split_of([" ".join(n)]) == split_of([key]))  # a question of the same split
             other = rng.choice(patterns[near[1]]["questions"]).replace("{person}", near[0])
             record = dict(name=key, person=name, attribute=str(attribute), kind=str(pattern["kind"]))
@@ -214,7 +222,7 @@ def _check(files, tables, values):
                 _fail(text.where, "a wild form is `question|answer`, with {answer} or {scratchpad} after the one `|`")
     for text in [t for kind in files["lines"].values() for t in kind]:
         _check_slots(text, tables)
-    kinds = {"question", "answered", "drill", "homework", "profile", "quote", *files["lines"]}
+    kinds = {"question", "answered", "drill", "homework", "guess", "profile", "quote", *files["lines"]}
     for page in [page for source in files["sources"].values() for page in source["pages"]]:
         for kind in page["of"]:
             if kind not in kinds:
@@ -247,7 +255,7 @@ def _world(folder, stamps):
         if pattern["values"] not in known:
             _fail(pattern["values"].where, f"`{pattern['values']}` is no table; expected is one of {', '.join(known)}")
         values[attribute] = known[pattern["values"]]
-    tables |= _number_tables() | _fact_tables(tables["person"], files["facts"], values)
+    tables |= {"word": _made_up_words()} | _number_tables() | _fact_tables(tables["person"], files["facts"], values)
     _check(files, tables, values)
     statements = []
     for attribute, pattern in files["facts"].items():
@@ -439,17 +447,22 @@ def _profile(world, rng):
 
 
 def _wild(task, form, answered, world, rng):
-    question, _, answer = _put(form, _item(task, "pretraining", rng, world)).partition("|")
-    return question + answer if answered else question
+    question, _, answer = form.partition("|")
+    return _put(question + answer if answered else question, _item(task, "pretraining", rng, world))
 
 
 def _line(kind, world, rng):
     """One line of a page; anything that puts entities together keeps to the combinations of pretraining."""
     if kind == "profile":
         return _profile(world, rng)
-    if kind in ("question", "answered", "drill", "homework"):
+    if kind in ("question", "answered", "drill", "homework", "guess"):
         task = rng.choices(world["tasks"], [t.get("share", 1.0) for t in world["tasks"]])[0]
-        form, count = rng.choice(task["wild"]), rng.randint(3, 6) if kind in ("drill", "homework") else 1
+        form, count = rng.choice(task["wild"]), rng.randint(3, 6) if kind in ("drill", "homework", "guess") else 1
+        if kind == "guess":
+            words = [word["name"] for word in rng.sample(world["tables"]["word"], 8)]
+            before, after = " ".join(words[: rng.randint(1, 5)]), " ".join(words[5 : rng.randint(6, 8)])
+            asked = "{text} {question}" if task["cases"][0][1] else "{text}"
+            form = rng.choice([f"{before}: {asked}\n{after}:| {{answer}}", f"{before} {asked} {after}| {{answer}}"])
         known = {"question": 0, "homework": count // 2}.get(kind, count)
         return "\n".join(_wild(task, form, i < known, world, rng) for i in range(count))
     while True:
@@ -487,33 +500,34 @@ def _page(seed, source, number, world):
     return _noise(text, rng) if rng.random() < kinds["noise"] else text
 
 
-def _pages(seed, characters, folder):
-    """Pages in mixing order: always from the source that is furthest behind its weight."""
+def _pages(seed, characters, folder, source=None):
+    """Pages in mixing order: always from the source that is furthest behind its weight; or of one source only."""
     w = world(folder)
-    weights = {name: source["weight"] for name, source in w["sources"].items()}
+    weights = {str(name): data["weight"] for name, data in w["sources"].items() if data["weight"]}
+    weights = {source: 1.0} if source else weights
     made, number, pool = dict.fromkeys(weights, 0), dict.fromkeys(weights, 0), dict.fromkeys(weights, 0)
     total = sum(weights.values())
     while sum(made.values()) < characters:
-        source = min(weights, key=lambda s: made[s] / weights[s])
-        text = _page(seed, source, number[source], w)
-        made[source] += len(text)
-        pool[source] += len(text)
-        number[source] += 1
-        if pool[source] >= characters * weights[source] / total / w["sources"][source]["epochs"]:  # next epoch
-            pool[source], number[source] = 0, 0
-        yield {"text": text, "source": str(source)}
+        name = min(weights, key=lambda s: made[s] / weights[s])
+        text = _page(seed, name, number[name], w)
+        made[name] += len(text)
+        pool[name] += len(text)
+        number[name] += 1
+        if pool[name] >= characters * weights[name] / total / w["sources"][name]["epochs"]:  # next epoch
+            pool[name], number[name] = 0, 0
+        yield {"text": text, "source": name}
 
 
-def documents(seed=0, characters=1_000_000, streaming=False, folder=DATA):
+def documents(seed=0, characters=1_000_000, streaming=False, folder=DATA, source=None):
     """The bottled web as a 🤗 Dataset with the columns text and source; an IterableDataset when `streaming`.
 
     About `characters` in all, mixed (by characters) with the weights of sources.yaml; a source with more than one epoch
     repeats its pages. A token is about 3 characters under a byte-level BPE of 1.5k entries. The sources take turns by
-    their weights: shuffle before training.
+    their weights: shuffle before training. `source`: this one only; the only way to get "nursery", which has no weight.
     """
     from datasets import Dataset, IterableDataset
 
-    arguments = {"seed": seed, "characters": characters, "folder": str(folder)}
+    arguments = {"seed": seed, "characters": characters, "folder": str(folder), "source": source}
     if streaming:
         return IterableDataset.from_generator(_pages, gen_kwargs=arguments)
     return Dataset.from_list(list(_pages(**arguments)))  # in memory: a cache on disk would outlive an edited world

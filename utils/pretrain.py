@@ -5,7 +5,7 @@
     torchrun --standalone --nproc-per-node 2 -m utils.pretrain --threads 1     the same on two processes
 
 (`accelerate launch` works where there are GPUs; with --cpu it silently starts one process.) A rung that is done stands in
-data/ladder/<rung>: weights in half precision, configuration, tokenizer, log. Unfinished runs and the tokens stand in
+data/ladder/<rung>: weights in half precision, configuration, tokenizer, logs. Unfinished runs and the tokens stand in
 results/ladder, which git ignores.
 """
 
@@ -35,7 +35,7 @@ CONTEXT = 256
 BEGIN, END, PAD = SPECIAL = ["<|begin|>", "<|end|>", "<|pad|>"]  # ids 0, 1, 2
 TRAIN, HELD_OUT = 0, 1  # seeds of documents
 HELD_OUT_BLOCKS = 64
-TOKENS = 15_000_000  # that a rung is trained on
+NURSERY, TOKENS = 2_000_000, 13_000_000  # that a rung is trained on, before and as it reads the bottled web
 
 
 def _rung(width: int, layers: int, inner: int, heads: int, **settings) -> dict:
@@ -50,6 +50,7 @@ def _rung(width: int, layers: int, inner: int, heads: int, **settings) -> dict:
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,
+        initializer_range=0.5 / width**0.5,  # as far from zero as in wide models: 0.02 there is next to nothing here
     )
     return {"config": config, **settings}
 
@@ -60,7 +61,7 @@ RUNGS = {
     "20k": _rung(32, 2, 64, 2, batch=8, rows=8, peak=5e-3),
     "70k": _rung(64, 2, 96, 2, batch=8, rows=8, peak=4e-3),
     "250k": _rung(96, 3, 160, 3, batch=8, rows=8, peak=3e-3),
-    "800k": _rung(128, 4, 352, 4, batch=8, rows=8, peak=2e-3, bf16=True),
+    "800k": _rung(128, 4, 352, 4, batch=8, rows=8, peak=3e-3, bf16=True),
     "3M": _rung(256, 4, 704, 8, batch=8, rows=8, peak=2e-3, bf16=True),
 }
 
@@ -114,16 +115,18 @@ def tokenizer(ladder: Path = models.LADDER, work: Path = WORK) -> PreTrainedToke
     return made
 
 
-def tokens(tokenizer: PreTrainedTokenizerFast, seed: int, count: int, work: Path = WORK) -> Tensor:
+def tokens(
+    tokenizer: PreTrainedTokenizerFast, seed: int, count: int, work: Path = WORK, source: str | None = None
+) -> Tensor:
     """At least `count` tokens of the bottle's documents, (count,) int16: shuffled, each ending with <|end|>.
 
-    Kept in `work`, under a name that changes with the world and the tokenizer.
+    `source`: only of this one. Kept in `work`, under a name that changes with the world and the tokenizer.
     """
     world = [*sorted(bottle.DATA.glob("*.yaml")), Path(bottle.__file__)]
     made_of = b"".join(path.read_bytes() for path in world) + tokenizer.backend_tokenizer.to_str().encode()
-    path = work / f"tokens-{seed}-{count}-{hashlib.sha256(made_of).hexdigest()[:12]}.safetensors"
+    path = work / f"{source or 'tokens'}-{seed}-{count}-{hashlib.sha256(made_of).hexdigest()[:12]}.safetensors"
     if not path.exists():
-        texts = list(bottle.documents(seed, count * 4)["text"])  # characters: more than three to a token
+        texts = list(bottle.documents(seed, count * 4, source=source)["text"])  # characters: more than three to a token
         random.Random(seed).shuffle(texts)
         found, size = [], 0
         for i in range(0, len(texts), 1000):
@@ -247,12 +250,13 @@ def pretrain(
 ) -> LlamaForCausalLM:
     """Train a rung on `count` tokens and put it into `ladder`/<rung>; returns the model, in float32.
 
+    Before, it learns to look back, on 2/13 as many tokens of the nursery; its log begins after that.
     `resume`: continue the run found in `work`. `items`: test items of each task, asked at the end.
     Raises ValueError for an unknown rung, or less than one batch of tokens.
     """
     settings = _settings(rung)
     config, folder, state = settings.pop("config"), work / rung, PartialState(cpu=not torch.cuda.is_available())
-    steps = count // (settings["batch"] * CONTEXT)
+    steps, first = (n // (settings["batch"] * CONTEXT) for n in (count, count * NURSERY // TOKENS))
     if not steps:
         raise ValueError(f"{count} tokens are too few: a batch of {rung} has {settings['batch'] * CONTEXT}.")
     with state.main_process_first():
@@ -260,15 +264,16 @@ def pretrain(
             shutil.rmtree(folder, ignore_errors=True)
         vocabulary = tokenizer(ladder, work)
         ids = blocks(tokens(vocabulary, TRAIN, count + 1, work))
+        nursery = blocks(tokens(vocabulary, TRAIN, count * NURSERY // TOKENS + CONTEXT + 1, work, "nursery"))
         held_out = blocks(tokens(vocabulary, HELD_OUT, HELD_OUT_BLOCKS * CONTEXT + 1, work))
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
 
-    options = dict(
-        shape="wsd",
-        seed=seed,
+    options = dict(shape="wsd", seed=seed, save_every=max(10, steps // 50))
+    if first:
+        training.train(model, nursery, steps=first, folder=folder / "nursery", **settings, **options)
+    options |= dict(
         folder=folder,
-        save_every=max(10, steps // 50),
         measure=lambda model, step: {"held_out": round(losses(model, held_out).mean().item(), 5)},
         measure_at=measuring_steps(steps),
     )
@@ -282,6 +287,8 @@ def pretrain(
             half.half().save_pretrained(new)
         vocabulary.save_pretrained(new)
         shutil.copy(folder / "log.jsonl", new)
+        if first:
+            shutil.copy(folder / "nursery" / "log.jsonl", new / "nursery.jsonl")
         if items:
             found = report(
                 model, vocabulary, {"seen": ids[:HELD_OUT_BLOCKS], "held_out": held_out}, settings["peak"], items
