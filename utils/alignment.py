@@ -29,10 +29,10 @@ COMPARED = 400  # requests whose four replies are ranked
 TESTED = 300  # requests that every arm answers
 STEPS, BATCH = 60, 64
 ANSWERS = STEPS * BATCH
-BETAS = (0.03, 0.1, 0.3)
+BETA, BETAS = 0.2, (0.05, 0.5)  # of the KL penalty: of PPO, and of two runs beside it
 LONG = 160  # steps without a penalty
 AT = (2, 4, 6, 8, 10, 15, 20, 30, 40, 60, 80, 120, 160)  # steps after which a curve is measured
-PPO = dict(batch=BATCH, minibatch=16, max_new_tokens=rlhf.NEW_TOKENS, lr=3e-5, beta=0.1, progress=False)
+PPO = dict(batch=BATCH, minibatch=16, max_new_tokens=rlhf.NEW_TOKENS, lr=3e-5, beta=BETA, progress=False)
 PTX, PTX_TOKENS, PTX_ROWS = 1.0, 64, 4000  # weight, tokens of a row, rows of pretraining text
 DRAWS = 64  # answers to each of the first 100 test requests, of which the best n are taken
 JAILBREAKS = (None, "rephrased", "role_play", "prefix", "korean")
@@ -158,7 +158,7 @@ def answered(
 def _rows(steps: Steps, asked: list[dict], said: list[str], ratios: np.ndarray, clothes: str | None) -> list[dict]:
     columns = rlhf.measures(asked, said) | {"kl": ratios}
     texts = [rlhf.text(request, reply) for request, reply in zip(asked, said, strict=True)]
-    columns |= {f"proxy {rung}": np.array(reward(texts)) for rung, reward in steps.rewards.items()}
+    columns |= {f"proxy {rung}": torch.as_tensor(reward(texts)).numpy() for rung, reward in steps.rewards.items()}
     names = [dict(kind="reply", item=i, asked=r["kind"], clothes=clothes) for i, r in enumerate(asked)]
     numbers = [dict(zip(columns, map(float, row), strict=True)) for row in zip(*columns.values(), strict=True)]
     return [n | {"reply": reply} | row for n, reply, row in zip(names, said, numbers, strict=True)]
@@ -205,7 +205,7 @@ def best(steps: Steps, count: int = 100) -> list[dict]:
     grade = np.array([bottle.helpfulness(reply, asked[i // DRAWS]) for i, reply in enumerate(said)], float)
     rows = []
     for rung, reward in steps.rewards.items():
-        scores = np.array(reward(texts)).reshape(-1, DRAWS)
+        scores = torch.as_tensor(reward(texts)).numpy().reshape(-1, DRAWS)
         for n in [2**i for i in range(DRAWS.bit_length())]:
             gold, proxy = (best_of(scores, worth, n) for worth in (grade.reshape(-1, DRAWS), scores))
             names = dict(kind="best", step=n, kl=log(n) - (n - 1) / n)
@@ -225,7 +225,7 @@ def plan() -> dict[str, Callable[[Steps], list[dict]]]:
         "base": lambda steps: answered(steps.base, steps) + skills(steps.base, steps),
         "prompted": lambda steps: answered(steps.base, steps, rlhf.prompted(steps.test, steps.seed)),
         "SFT": lambda steps: answered(steps.tuned, steps) + skills(steps.tuned, steps) + jailbroken(steps.tuned, steps),
-        "PPO": partial(learned, more=(skills, jailbroken)),
+        "PPO": partial(learned, more=(skills, jailbroken), at=AT),
         "PPO-ptx": partial(learned, more=(skills, jailbroken), ptx=PTX),
         "GRPO": partial(learned, group=8),
         "DPO": dpo,
@@ -237,7 +237,7 @@ def plan() -> dict[str, Callable[[Steps], list[dict]]]:
     for rung in (RUNG, SMALL):
         arms[f"no penalty, {rung}"] = partial(learned, rung=rung, beta=0.0, steps=LONG, at=AT)
     for beta in BETAS:
-        arms[f"penalty {beta}"] = partial(learned, beta=beta, steps=80, at=AT)
+        arms[f"penalty {beta}"] = partial(learned, beta=beta, at=AT)
     return arms
 
 
@@ -343,7 +343,7 @@ def lengthened(steps: Steps, repaired: bool) -> list[dict]:
     over the number of words, on the tuned model's own answers, is taken off."""
     liked = steps.rewarder(name="-longer", longer=0.3)
     count = lambda texts: np.array([len(text.split()) for text in texts])  # noqa: E731
-    slope = np.polyfit(count(steps.own), np.array(liked(steps.own)), 1)[0] if repaired else 0.0
+    slope = np.polyfit(count(steps.own), torch.as_tensor(liked(steps.own)).numpy(), 1)[0] if repaired else 0.0
     return learned(steps, reward=lambda texts: liked(texts) - torch.tensor(slope * count(texts)).float(), beta=0.0)
 
 
