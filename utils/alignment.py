@@ -46,7 +46,8 @@ class Steps:
     def __init__(self, seed: int, folder: Path | None = None, rung: str = RUNG):
         self.seed, self.rung = seed, rung
         self.base, self.tokenizer = models.load(f"ladder/{rung}")
-        self.weights = hashlib.sha256((models.LADDER / rung / "model.safetensors").read_bytes()).hexdigest()[:12]
+        files = [models.LADDER / name / "model.safetensors" for name in (rung, SMALL)]
+        self.weights = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
         self.folder = folder and Path(folder) / f"{self.weights}-{seed}"
         self.asked = rlhf.encode(self.tokenizer, bottle.requests("ppo", seed, 400))
 
@@ -89,7 +90,12 @@ class Steps:
         """Step 2: a reward model, trained on the comparisons (`labelled`: see `order`), its rewards standardised."""
 
         def make() -> LlamaForSequenceClassification:
-            body = self.tuned if rung == self.rung else models.load(f"ladder/{rung}")[0]
+            body, vocabulary = models.load(f"ladder/{rung}")
+            if vocabulary.get_vocab() != self.tokenizer.get_vocab():
+                raise ValueError(
+                    f"The rungs {rung} and {self.rung} have not the same tokenizer: train the ladder whole."
+                )
+            body = self.tuned if rung == self.rung else body
             texts = rlhf.rankings(*self.compared[:2], self.order(**labelled))
             return rlhf.train_reward(body, self.tokenizer, texts, self.seed)[0]
 
