@@ -13,7 +13,7 @@ from utils import alignment, bottle, ppo, rlhf, runs
 def small():
     with pytest.MonkeyPatch.context() as patch:
         sizes = dict(DEMONSTRATED=40, COMPARED=16, TESTED=8, STEPS=2, BATCH=8, ANSWERS=16, LONG=3, AT=(1, 2), DRAWS=4)
-        sizes |= dict(PTX_ROWS=32, PPO=alignment.PPO | dict(batch=8, minibatch=8), BETAS=(0.5,))
+        sizes |= dict(PTX_ROWS=32, PPO=alignment.PPO | dict(batch=8, minibatch=8), BETAS=(1.0,))
         for name, size in sizes.items():
             patch.setattr(alignment, name, size)
         patch.setattr(alignment.rlhf, "noise_for", lambda *_: 1.0)
@@ -26,7 +26,7 @@ def small():
         yield alignment.Steps(5)
 
 
-@pytest.mark.parametrize("arm", [a for a in [*alignment.plan(), *alignment.failures()] if a != "penalty 0.05"])
+@pytest.mark.parametrize("arm", [a for a in [*alignment.plan(), *alignment.failures()] if a != "penalty 0.1"])
 def test_every_arm_makes_whole_rows(small, arm):
     rows = runs.rlhf_arm(arm, small)
     assert all(set(row) == set(runs.RLHF_COLUMNS) for row in rows)
@@ -37,7 +37,7 @@ def test_every_arm_makes_whole_rows(small, arm):
         return
     assert [row["item"] for row in replies[-8:]] == list(range(8))
     assert all(1 <= row["grade"] <= 7 and np.isfinite(row["proxy 800k"]) for row in replies)
-    steps = {"no penalty, 800k": [1, 2, 3], "PPO": [1, 2], "penalty 0.5": [1, 2]}.get(arm, [])
+    steps = {"no penalty, 800k": [1, 2, 3], "PPO": [1, 2], "penalty 1.0": [1, 2]}.get(arm, [])
     assert not steps or [row["step"] for row in replies[::8]] == steps
 
 

@@ -27,9 +27,9 @@ RUNG, SMALL = rlhf.RUNG, "70k"  # of policy and reward model, and of the smaller
 DEMONSTRATED = 1600
 COMPARED = 400  # requests whose four replies are ranked
 TESTED = 300  # requests that every arm answers
-STEPS, BATCH = 60, 64
+STEPS, BATCH = 40, 64
 ANSWERS = STEPS * BATCH
-BETA, BETAS = 0.2, (0.05, 0.5)  # of the KL penalty: of PPO, and of two runs beside it
+BETA, BETAS = 0.3, (0.1, 1.0)  # of the KL penalty: of PPO, and of two runs beside it
 LONG = 160  # steps without a penalty
 AT = (2, 4, 6, 8, 10, 15, 20, 30, 40, 60, 80, 120, 160)  # steps after which a curve is measured
 PPO = dict(batch=BATCH, minibatch=16, max_new_tokens=rlhf.NEW_TOKENS, lr=3e-5, beta=BETA, progress=False)
