@@ -23,6 +23,7 @@ lab: .venv/course fetch
 bench: .venv/course fetch
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench_training
+	$(BIN)/python -m tests.bench_rlhf
 
 # Run the notebooks in place, for a commit.
 notebooks: .venv/course fetch

@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from datasets import load_dataset
 
-from utils import course, evaluation, flan, models, runs
+from utils import alignment, course, evaluation, flan, models, rlhf, runs
 
 
 def test_a_stored_slice_is_made_again(smollm2):
@@ -90,3 +91,26 @@ def test_the_problems_before_lora_are_solved_again(smollm2):
     )
     then = stored.query("step == 0 and form == 'prompt'").right[:3].tolist()
     assert flan.solved(*smollm2, flan.problems("test")[:3]) == then
+
+
+RLHF = runs.RUNS / "rlhf-0.parquet"
+
+
+@pytest.mark.skipif(
+    not RLHF.exists(), reason="data/runs/rlhf-0.parquet is not there: python -m utils.runs rlhf makes it"
+)
+def test_stored_arms_of_rlhf_are_made_again():
+    """The base model's replies, word for word; the tuned model's, and the first steps of PPO, as good as stored."""
+    stored = pd.read_parquet(RLHF)
+    steps = alignment.Steps(0)
+    assert set(stored.base) == {steps.weights}
+    assert {*alignment.plan(), *alignment.failures()} == set(stored.arm)
+    then = stored[stored.kind == "reply"]
+    now = rlhf.replies(steps.base, steps.tokenizer, steps.test[:128], 0, rows=128)
+    assert np.mean([a == b for a, b in zip(now, then[then.arm == "base"].reply, strict=False)]) > 0.95
+    now = rlhf.measures(steps.test, rlhf.replies(steps.tuned, steps.tokenizer, steps.test))["grade"].mean()
+    assert now == pytest.approx(then[(then.arm == "SFT") & then.clothes.isna()].grade.mean(), abs=0.4)
+    rows = pd.DataFrame(alignment.learned(steps, steps=3)).query("kind == 'log'")
+    first = stored[(stored.arm == "PPO") & (stored.kind == "log")].head(3)
+    assert rows.length.to_numpy() == pytest.approx(first.length.to_numpy(), rel=0.25)
+    assert rows.grade.to_numpy() == pytest.approx(first.grade.to_numpy(), abs=1.2)

@@ -10,7 +10,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tests import conftest
-from utils import bottle, flan, plots, pretrain, widgets
 from utils import bottle, flan, models, plots, preference, pretrain, rlhf, widgets
 
 matplotlib.use("agg")
@@ -142,6 +141,19 @@ def test_dashboard_renews_its_picture_and_escapes(monkeypatch):
     assert len(shown) == 2 and len(updates) == 4
     assert shown[0].data.startswith(b"\x89PNG") and updates[0].data != updates[2].data
     assert "&lt;b&gt;&amp;1" in updates[-1].data and "<b>" not in updates[-1].data
+
+
+def test_the_slider_over_finished_runs_draws_and_escapes():
+    logs = {beta: [line | {"kl": line["kl"] / (beta + 0.1)} for line in LOG] for beta in (0.5, 0.0)}
+    shown = widgets.finished_runs(logs)
+    (slider,), (picture,), (text,) = (
+        parts(shown, kind) for kind in (ipywidgets.SelectionSlider, ipywidgets.Image, ipywidgets.HTML)
+    )
+    assert list(slider.options) == [0.0, 0.5] and "&lt;b&gt;&amp;1" in text.value and "<b>" not in text.value
+    before, start = picture.value, time.perf_counter()
+    slider.value = 0.5
+    assert picture.value != before
+    assert time.perf_counter() - start < 3
 
 
 def test_template_browser():

@@ -5,6 +5,7 @@ that a model wrote is shown as it is (`parse_math=False`), in Korean too.
 """
 
 import importlib.metadata
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib import font_manager
@@ -149,17 +150,19 @@ def tree(levels: list[list[tuple[int, str, float, bool]]], root: str, title: str
     return figure
 
 
-def reinforcement(log: list[dict]) -> Figure:
-    """Reward (and gold), KL, entropy and length by step: a log of `ppo.train`, one step or more."""
+def reinforcement(log: list[dict], others: Sequence[list[dict]] = ()) -> Figure:
+    """Reward (and gold), KL, entropy and length by step: a log of `ppo.train`, one step or more; other runs' logs in grey."""
     panels = {"score": ("reward", "gold"), "KL, nats a reply": ("kl",), "entropy, nats": ("entropy",)}
     panels["length, tokens"] = ("length",)
     figure, places = plt.subplots(1, 4, figsize=(14, 3.3), layout="none")
     figure.subplots_adjust(left=0.05, right=0.99, top=0.86, bottom=0.22, wspace=0.3)
-    steps = [line["step"] for line in log]
     for axes, (title, names) in zip(places, panels.items(), strict=True):
-        for name in names:
-            if name in log[0]:
-                axes.plot(steps, [line[name] for line in log], label=name, marker="o" if len(log) == 1 else None)
+        for name in (name for name in names if name in log[0]):
+            for other in others:
+                axes.plot([line["step"] for line in other], [line[name] for line in other], color=LIGHT, lw=1.5)
+        for name in (name for name in names if name in log[0]):
+            steps, values = [line["step"] for line in log], [line[name] for line in log]
+            axes.plot(steps, values, label=name, marker="o" if len(log) == 1 else None)
         axes.set(title=title, xlabel="step")
     places[0].legend(fontsize=13)
     return figure

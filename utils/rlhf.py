@@ -55,11 +55,16 @@ def tune(
     return tuned
 
 
-def prompted(requests: Sequence[dict], seed: int = 0, k: int = 3) -> list[dict]:
-    """The same requests to a model that is only prompted: each behind `k` demonstrated ones, a line each."""
-    shown = random.Random(f"prompted {seed}").sample(demonstrations(200, seed), k)
-    lines = "".join(f"{request['prompt']} {request['reply']}\n" for request in shown)
-    return [request | {"prompt": lines + request["prompt"]} for request in requests]
+def prompted(requests: Sequence[dict], seed: int = 0, names: tuple[str, str] = ("Nell", "Ruth")) -> list[dict]:
+    """The same requests to a model that is only prompted: as the web asks and answers, a dialogue in a forum.
+
+    Before each stand a solved request of each kind, the same for all; the model is to write what the second of `names` says.
+    """
+    rng, known = random.Random(f"prompted {seed}"), bottle.requests("tuning", seed, 200)
+    shown = [rng.choice([r for r in known if r["kind"] == kind]) for kind in bottle.REQUESTS]
+    asker, helper = names
+    lines = "".join(f"{asker}: {r['prompt']}\n{helper}: {r['reference']}\n" for r in shown)
+    return [request | {"prompt": f"{lines}{asker}: {request['prompt']}\n{helper}:"} for request in requests]
 
 
 # ---- Replies and what they are worth --------------------------------------------------------------------------------
@@ -74,13 +79,27 @@ def replies(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requests: Sequence[dict], seed: int = 0, rows: int = 128
 ) -> list[str]:
     """One reply to each request, drawn at temperature 1: at most NEW_TOKENS tokens, up to the end of the text or line."""
-    generator, found = torch.Generator(model.device).manual_seed(seed), []
+    return drawn(model, tokenizer, requests, seed, rows=rows)[0]
+
+
+def drawn(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    requests: Sequence[dict],
+    seed: int = 0,
+    reference: PreTrainedModel | None = None,
+    rows: int = 128,
+) -> tuple[list[str], np.ndarray]:
+    """`replies`, and of each log(its probability / that under `reference`) in nats, whose mean is the KL: (requests,)."""
+    generator, found, ratios = torch.Generator(model.device).manual_seed(seed), [], []
     for start in range(0, len(requests), rows):
         part = requests[start : start + rows]
         with torch.inference_mode():
-            texts = ppo.generate(model, tokenizer, encode(tokenizer, part), NEW_TOKENS, generator)[2]
+            ids, mask, texts = ppo.generate(model, tokenizer, encode(tokenizer, part), NEW_TOKENS, generator)
+            said = [preference.reply_logprobs(who, ids, mask) for who in (model, reference) if who is not None]
         found += [text[len(r["prompt"]) :].strip().split("\n")[0] for text, r in zip(texts, part, strict=True)]
-    return found
+        ratios += (said[0] - said[-1]).tolist()
+    return found, np.array(ratios)
 
 
 def text(request: dict, reply: str) -> str:

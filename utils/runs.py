@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
-from utils import benchmarks, bottle, decoding, evaluation, flan, models, pretrain, rewards, rlhf
+from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, models, pretrain, rewards, rlhf
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 PROMPT, NEW = 32, 200  # tokens of a Wikipedia paragraph that are given, and that a decoder (or the writer) adds
@@ -268,6 +268,60 @@ def judges() -> None:
     _write("judges", rows, seconds | {"all": round(time.perf_counter() - start)})
 
 
+# ---- Reinforcement learning from human feedback (notebook 05) -------------------------------------------------------
+
+RLHF_COLUMNS = (
+    "seed",
+    "arm",
+    "kind",
+    "step",
+    "item",
+    "asked",
+    "clothes",
+    "reply",
+    "grade",
+    "toxic",
+    "appropriate",
+    "words",
+)
+RLHF_COLUMNS += ("truthful", "hallucinated", "harmful", "refused", "kl", f"proxy {alignment.RUNG}")
+RLHF_COLUMNS += (
+    f"proxy {alignment.SMALL}",
+    "reward",
+    "entropy",
+    "length",
+    "beta",
+    "value_loss",
+    "clipped",
+    "seconds",
+    "base",
+)
+
+
+def rlhf_arm(arm: str, steps: alignment.Steps) -> list[dict]:
+    """Run one arm of notebook 05: its rows, all with RLHF_COLUMNS."""
+    rows = (alignment.plan() | alignment.failures())[arm](steps)
+    names = dict(seed=steps.seed, arm=arm, base=steps.weights)
+    return [dict.fromkeys(RLHF_COLUMNS) | names | row for row in rows]
+
+
+def every_rlhf_arm(seeds: tuple[int, ...] = SEEDS) -> None:
+    """Every arm of notebook 05. A stored arm, for the same base weights, is not run again; seeds may run at the same time."""
+    for seed in seeds:
+        name, steps = f"rlhf-{seed}", alignment.Steps(seed, pretrain.WORK.parent / "rlhf")
+        rows, seconds = _stored(name)
+        rows = [row for row in rows if row["base"] == steps.weights]
+        plan = [*alignment.plan(), *(alignment.failures() if seed == 0 else [])]
+        for number, arm in enumerate(plan, 1):
+            if arm in {row["arm"] for row in rows}:
+                continue
+            start = time.perf_counter()
+            rows += rlhf_arm(arm, steps)
+            seconds[arm] = round(time.perf_counter() - start, 1)
+            print(f"seed {seed}, {number}/{len(plan)} {arm}: {seconds[arm]} s", flush=True)
+            _write(name, rows, seconds, "rlhf")
+
+
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
     """Write data/runs/NAME.*: the rows, and the log of the run (NAME, where it is not told)."""
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -292,12 +346,15 @@ if __name__ == "__main__":
         "lora": lora,
         "rewards": reward_models,
         "judges": judges,
+        "rlhf": every_rlhf_arm,
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
-    parser.add_argument("name", choices=known, help="the run; flan and rewards go on where they were stopped")
+    parser.add_argument("name", choices=known, help="the run; flan, rewards and rlhf go on where they were stopped")
     parser.add_argument("--part", default="1/1", help="of flan: 1/2 in one process beside 2/2 in another; then without")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--seed", type=int, action="append", help="of rlhf: only this one; may be repeated")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    known[given.name](*[given.part] * (given.name == "flan"))
+    options = {"flan": [given.part], "rlhf": [given.seed] if given.seed else []}
+    known[given.name](*options.get(given.name, []))

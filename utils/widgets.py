@@ -227,6 +227,23 @@ def dashboard(every: int = 5) -> Callable[[list[dict]], None]:
     return watch
 
 
+def finished_runs(logs: dict[float, list[dict]]) -> ipywidgets.Widget:
+    """See what the weight of the KL penalty does: {beta: log of `ppo.train`}, one run in colour, the others grey."""
+    betas = sorted(logs)
+    slider = ipywidgets.SelectionSlider(options=betas, value=betas[0], description="beta", layout={"width": "500px"})
+    picture, text = ipywidgets.Image(format="png", width=1000), ipywidgets.HTML()
+
+    def draw(_=None) -> None:
+        log = logs[slider.value]
+        picture.value = png(plots.reinforcement(log, [logs[beta] for beta in betas if beta != slider.value]))
+        said = "".join(f"<p>step {line['step']}: {escape(line['sample'])}</p>" for line in (log[0], log[-1]))
+        text.value = f'<div style="font-size:1.2em">{said}</div>'
+
+    slider.observe(draw, "value")
+    draw()
+    return ipywidgets.VBox([slider, picture, text])
+
+
 def show_scaling(parameters: float, tokens: float) -> Figure:
     """Where this model stands among all that cost as much to train, by Chinchilla's form."""
     flop = 6 * parameters * tokens
