@@ -301,7 +301,7 @@ def dpo(steps: Steps) -> list[dict]:
         for a, b in preference.pairs_from_ranking(ranking)
     ]
     policy = deepcopy(steps.tuned)
-    options = dict(steps=len(pairs) // 16, beta=0.1, peak=3e-5, seed=steps.seed, progress=False)
+    options = dict(steps=len(pairs) // 16, beta=0.1, peak=1e-4, seed=steps.seed, progress=False)
     preference.train_dpo(policy, steps.tokenizer, pairs, **options)
     return [row | {"step": len(pairs) // 16} for row in answered(policy, steps)]
 
