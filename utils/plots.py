@@ -171,9 +171,9 @@ def reinforcement(log: list[dict], others: Sequence[list[dict]] = ()) -> Figure:
 def attention(weights, tokens: list[str], title: str) -> Figure:
     """Who looks at whom: `weights` (tokens, tokens), a row is the token that looks, a column what it looks at."""
     size = 13 if len(tokens) <= 16 else 10
-    figure, axes = plt.subplots(figsize=(9.5, 7.5), layout="none")
-    figure.subplots_adjust(left=0.17, right=0.97, top=0.78, bottom=0.07)
-    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+    figure, axes = plt.subplots(figsize=(10, 7), layout="none")
+    figure.subplots_adjust(left=0.15, right=0.95, top=0.8, bottom=0.07)
+    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     labels = [token(t) for t in tokens]
     axes.set_xticks(range(len(labels)), labels, rotation=60, ha="left", fontsize=size, parse_math=False)
     axes.set_yticks(range(len(labels)), labels, fontsize=size, parse_math=False)
@@ -181,4 +181,16 @@ def attention(weights, tokens: list[str], title: str) -> Figure:
     axes.spines[:].set_visible(False)
     axes.grid(visible=False)
     axes.set_xlabel(title, parse_math=False)
+    return figure
+
+
+def expected(tokens: list[str], chances: list[float], title: str) -> Figure:
+    """What a model expects next: its likeliest tokens, the likeliest on top."""
+    figure, axes = plt.subplots(layout="none")
+    figure.subplots_adjust(left=0.2, right=0.97, top=0.9, bottom=0.15)
+    axes.barh(range(len(tokens)), chances, color=BLUE)
+    axes.set_yticks(range(len(tokens)), [token(t) for t in tokens], fontsize=13, parse_math=False)
+    axes.set(xlabel="probability", ylim=(len(tokens) - 0.5, -0.5))
+    axes.set_title(title, parse_math=False)
+    axes.grid(axis="y", visible=False)
     return figure

@@ -342,6 +342,13 @@ def attention_viewer(model, tokenizer, text: str) -> ipywidgets.Widget:
     return ipywidgets.VBox([prompt, ipywidgets.HBox([layer, head, first]), picture])
 
 
+def show_expected(tokenizer, logits: torch.Tensor, shown: int = 10) -> Figure:
+    """The tokens that a model finds likeliest; logits (vocabulary,)."""
+    chances, order = logits.softmax(-1).topk(min(shown, len(logits)))
+    title = f"the {len(order)} likeliest tokens have {chances.sum():.0%} of the probability"
+    return plots.expected([tokenizer.decode(i) for i in order], chances.tolist(), title)
+
+
 def guessing_places(tokenizer, ids: list[int], begin: int = 8, apart: int = 4) -> list[int]:
     """The places of tokens that are whole words, at least `apart` from each other: what a person can guess."""
     words, places = [tokenizer.decode(i) for i in ids], []
@@ -384,7 +391,7 @@ def next_token_game(model, tokenizer, text: str) -> ipywidgets.Widget:
             f"<b>{escape(tokenizer.decode(best).strip())}</b>. The text: <b>{escape(true)}</b>, to which the model gave "
             f"{chance:.1%}. Score after {turn}: <b>you {yours}, the model {its}</b>.</div>"
         )
-        picture.value, picture.layout.display = png(show_distribution(tokenizer, before[None], shown=12)), ""
+        picture.value, picture.layout.display = png(show_expected(tokenizer, before)), ""
         show()
 
     def entered(change) -> None:
