@@ -261,14 +261,14 @@ def rlhf(seeds: tuple[int, ...] = SEEDS) -> None:
             rows += rlhf_arm(arm, steps)
             seconds[arm] = round(time.perf_counter() - start, 1)
             print(f"seed {seed}, {number}/{len(plan)} {arm}: {seconds[arm]} s", flush=True)
-            _write(name, rows, seconds)
+            _write(name, rows, seconds, f"rlhf --seed {seed}")
 
 
-def _write(name: str, rows: list[dict], seconds: dict) -> None:
+def _write(name: str, rows: list[dict], seconds: dict, arguments: str | None = None) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     disable_progress_bars()
     log = {
-        "command": f"python -m utils.runs {name}",
+        "command": f"python -m utils.runs {arguments or name}",
         "date": time.strftime("%Y-%m-%d"),
         "seconds": seconds,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, CUDA {torch.cuda.is_available()}",
