@@ -319,7 +319,7 @@ def every_rlhf_arm(seeds: tuple[int, ...] = SEEDS) -> None:
             rows += rlhf_arm(arm, steps)
             seconds[arm] = round(time.perf_counter() - start, 1)
             print(f"seed {seed}, {number}/{len(plan)} {arm}: {seconds[arm]} s", flush=True)
-            _write(name, rows, seconds, "rlhf")
+            _write(name, rows, seconds, f"rlhf --seed {seed}")
 
 
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
