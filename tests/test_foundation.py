@@ -41,14 +41,14 @@ def test_the_transformer_is_a_llama(transformer):
         num_hidden_layers=3,
         num_attention_heads=3,
         tie_word_embeddings=True,
-        initializer_range=0.5,
+        initializer_range=0.2,  # Llama rounds its norms to single precision: larger numbers would show it
     )
     llama, ours = LlamaForCausalLM(config).double().eval(), transformer(60, 24, 40, 3, 3).double()
     weights = {n.removeprefix("model."): w for n, w in llama.state_dict().items() if n != "lm_head.weight"}
     ours.load_state_dict(weights)
     ids = torch.randint(60, (2, 50))
     with torch.inference_mode():
-        assert torch.allclose(ours(ids), llama(ids).logits, atol=1e-5)
+        assert (ours(ids) - llama(ids).logits).abs().max() < 1e-5
 
 
 def test_no_position_sees_a_later_one(transformer):
