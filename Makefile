@@ -30,7 +30,7 @@ notebooks: .venv/course fetch
 	$(BIN)/python -m utils.course --in-place
 
 fetch: .venv/course
-	@$(BIN)/python -c "from utils import benchmarks, models; models.load('smollm2'); benchmarks.load('squad')"
+	@$(BIN)/python -m utils.course --fetch
 
 .venv/course: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv

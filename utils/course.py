@@ -1,7 +1,7 @@
 """Run every notebook in order and print the claims: `python -m utils.course` (`make course`).
 
 One line a notebook: name, seconds, peak memory. Executed copies go to results/notebooks/; with `--in-place` they replace
-the notebooks, for a commit. The exit status is 1 if a cell fails.
+the notebooks, for a commit; `--fetch` only downloads. The exit status is 1 if a cell fails.
 """
 
 import os
@@ -43,14 +43,24 @@ def run(notebook: Path, into: Path) -> tuple[float, float, str]:
     return time.perf_counter() - start, memory, error
 
 
+def fetch() -> None:
+    """Download, once, what the notebooks and the tests read: after it no network is needed."""
+    from utils import benchmarks, models
+
+    models.load("smollm2")
+    models.minilm()
+    for name in ("squad", "kolaw", "alpaca_eval"):
+        benchmarks.load(name)
+
+
 def main(in_place: bool = False) -> int:
     """Run the course; 1 if a notebook failed, else 0."""
     start = time.perf_counter()
     # in a process of its own: a notebook's peak memory cannot be measured below that of the process that starts it
-    fetched = subprocess.run([sys.executable, "-c", "from utils import models; models.load('smollm2')"])
+    fetched = subprocess.run([sys.executable, "-m", "utils.course", "--fetch"])
     if fetched.returncode:
         return 1
-    print(f"{'SmolLM2':30} {time.perf_counter() - start:6.0f} s", flush=True)
+    print(f"{'models and data':30} {time.perf_counter() - start:6.0f} s", flush=True)
     failed = []
     for notebook in sorted((REPO / "notebooks").glob("*.ipynb")):
         print(f"{notebook.stem:30} ", end="", flush=True)
@@ -66,4 +76,4 @@ def main(in_place: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main("--in-place" in sys.argv[1:]))
+    sys.exit(fetch() if "--fetch" in sys.argv[1:] else main("--in-place" in sys.argv[1:]))
