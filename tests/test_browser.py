@@ -186,3 +186,30 @@ def test_foundation_models(page, lab):
     print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
     assert page.title() != "bad"
     assert not page.complaints
+
+
+def test_reward_modeling(page, lab):
+    open_and_run(page, lab, "04_reward_modeling")
+    took = {}
+    cell = widget_cell(page, "label-widget")
+    shown = cell.locator(".widget-html-content").first
+    shown.wait_for()
+    for name in ("A is better", "B is better", "Skip", "A is better"):
+        button = cell.get_by_role("button", name=name)
+        took[name] = seconds_to_change(page, button.click, shown.inner_text)
+    told = cell.locator(".widget-html-content").last
+    assert "3 labels" in told.inner_text()
+    cell.get_by_role("button", name="Train on my labels").click()
+    page.wait_for_function("() => document.body.innerText.includes('Trained: its loss on your labels')")
+    cell = widget_cell(page, "inspector-widget")
+    picture = cell.locator("img.widget-image")
+    picture.wait_for()
+    source = partial(picture.get_attribute, "src")
+    text = cell.locator("input[type=text]").last
+    text.fill("<script>document.title = 'bad'</script> & \"quotes\"")
+    took["reply"] = seconds_to_change(page, partial(text.press, "Enter"), source)
+    took["ready-made"] = seconds_to_change(page, cell.get_by_role("button", name="rude").click, source)
+    took["request"] = seconds_to_change(page, lambda: cell.locator("select").first.select_option(index=3), source)
+    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
+    assert page.title() != "bad"
+    assert not page.complaints
