@@ -329,6 +329,16 @@ def every_rlhf_arm(seeds: tuple[int, ...] = SEEDS) -> None:
         _go_on(f"rlhf-{seed}", units, "arm", lambda row, of=steps: row["base"] == of.weights, f"rlhf --seed {seed}")
 
 
+def aligned() -> None:
+    """data/aligned: the tuned model and the PPO policy of seed 0, in half precision, for notebook 09."""
+    steps = alignment.Steps(0, pretrain.WORK.parent / "rlhf")
+    policy, _ = alignment.trained(steps, steps.rewards[alignment.RUNG])
+    for name, model in (("sft", steps.tuned), ("ppo", policy)):
+        with models.quiet():
+            model.half().save_pretrained(models.ALIGNED / name)
+            steps.tokenizer.save_pretrained(models.ALIGNED / name)
+
+
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
     """Write data/runs/NAME.*: the rows, and the log of the run (NAME, where it is not told)."""
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -354,6 +364,7 @@ if __name__ == "__main__":
         "rewards": reward_models,
         "judges": judges,
         "rlhf": every_rlhf_arm,
+        "aligned": aligned,
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
     parser.add_argument("name", choices=known, help="the run; a stopped one goes on")
