@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from datasets import load_dataset
 
-from utils import alignment, course, evaluation, flan, models, rlhf, runs
+from utils import alignment, bottle, course, evaluation, flan, models, rlhf, runs
 
 
 def test_a_stored_slice_is_made_again(smollm2):
@@ -136,3 +136,13 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
         "r", {name: units[name] for name in "ab"}, "unit", lambda row: row["unit"] != "a"
     )  # c is asked for no more
     assert made[4:] == ["a"] and pd.read_parquet(tmp_path / "r.parquet").unit.tolist() == ["b", "a"]
+
+
+@pytest.mark.parametrize("name, arm", [("aligned/sft", "SFT"), ("aligned/ppo", "PPO")])
+def test_the_aligned_models_are_those_of_the_stored_run(name, arm):
+    """They reply as the stored arm of seed 0 does at its end, up to what half precision changes."""
+    stored = pd.read_parquet(RLHF).query("arm == @arm and kind == 'reply' and clothes.isna()").tail(alignment.TESTED)
+    model, tokenizer = models.load(name)
+    asked = bottle.requests("test", 0, alignment.TESTED)
+    now = rlhf.measures(asked, rlhf.drawn(model, tokenizer, asked, 0, model)[0])["grade"].mean()
+    assert now == pytest.approx(stored.grade.mean(), abs=0.25)
