@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN = .venv/bin
 
-.PHONY: course test lab bench fetch notebooks pins
+.PHONY: course test lab slides bench fetch notebooks pins
 
 course: .venv/course
 	$(BIN)/python -m utils.course
@@ -19,6 +19,9 @@ test: .venv/test fetch
 
 lab: .venv/course fetch
 	$(BIN)/jupyter lab notebooks
+
+slides: .venv/course
+	$(BIN)/python -m utils.slides
 
 bench: .venv/course fetch
 	$(BIN)/python -m tests.bench
