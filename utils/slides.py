@@ -2,7 +2,7 @@
 
 reveal.js and MathJax come once out of wheels of the Python package index, as models do. The page itself deals what a
 slide cannot hold out to several (templates/measured/pages.js). `python -m utils.slides --set` renews the slide types in
-the notebooks, by the rules of `slide_types`, which JupyterLab's deck reads too.
+the notebooks, by the rules of `slide_types`, which JupyterLab's deck reads too; `--read FOLDER` writes pages to read.
 """
 
 import re
@@ -147,13 +147,19 @@ def export(into: Path = SLIDES) -> None:
         print(f"slides/{path.stem}.html: about {minutes(notebook):.0f} minutes")
 
 
-def page(notebook: Path) -> Path:
-    """Write a notebook as a page that reads and prints without a network, beside it; return the page."""
+def read(folder: Path) -> None:
+    """Write beside every notebook of a folder a page of it that reads and prints without a network."""
     address = (library() / "MathJax" / "MathJax.js").as_uri()
-    html, _ = HTMLExporter(template_name="reading", mathjax_url=address, **TEMPLATES).from_filename(notebook)
-    notebook.with_suffix(".html").write_text(html, encoding="utf-8")
-    return notebook.with_suffix(".html")
+    exporter = HTMLExporter(template_name="reading", mathjax_url=address, **TEMPLATES)
+    for path in sorted(folder.glob("*.ipynb")):
+        path.with_suffix(".html").write_text(exporter.from_filename(path)[0], encoding="utf-8")
 
 
 if __name__ == "__main__":
-    set_types() if "--set" in sys.argv[1:] else export()
+    match sys.argv[1:]:
+        case ["--set"]:
+            set_types()
+        case ["--read", folder]:
+            read(Path(folder))
+        case _:
+            export()
