@@ -13,6 +13,7 @@ test: .venv/test fetch
 	  || echo "WARNING: no Chromium could be installed: the browser tests will be skipped."
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/pytest tests
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 	$(BIN)/python -m utils.claims --check
