@@ -8,8 +8,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 
-from utils import claims
+from utils import claims, course
 
 REPO = Path(__file__).parents[1]
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
@@ -123,3 +124,24 @@ def test_the_problems_are_found():
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_markdown_cell(), cell, nbformat.v4.new_markdown_cell(), cell]
     assert len(problems(notebook)) == 1 + 1 + 2 * 5
+
+
+def test_the_glossary_is_bilingual_and_used():
+    terms = yaml.safe_load((REPO / "data" / "glossary.yaml").read_text(encoding="utf-8"))
+    assert (REPO / "GLOSSARY.md").read_text(encoding="utf-8") == course.glossary(), (
+        "run `python -m utils.course --pages`"
+    )
+    assert list(terms) == sorted(terms, key=str.lower)
+    for english, (korean, meaning, number) in terms.items():
+        assert meaning and (re.search("[가-힣]", korean) or korean == english), english
+        for path in (path for path in NOTEBOOKS if path.stem.startswith(number)):
+            text = "".join(
+                cell.source + str(cell.get("outputs", "")) for cell in nbformat.read(path, as_version=4).cells
+            )
+            words = english.lower().split()[0][:7], english.lower().rpartition("(")[2].rstrip(")")
+            assert any(word in text.lower() for word in words), f"{path.stem} does not speak of {english}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_links_to_the_glossary(path):
+    assert any("](../GLOSSARY.md)" in cell.source for cell in nbformat.read(path, as_version=4).cells)

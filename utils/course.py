@@ -2,7 +2,8 @@
 
 One line a notebook: name, seconds, peak memory. Executed copies go to results/notebooks/, each with a page to read, and
 results/claims.html shows every claim. With `--in-place` they replace the notebooks, and their time and memory go to
-data/times and README.md, for a commit; numbers ("06") run these notebooks only; `--fetch` only downloads. The exit
+data/times and README.md, for a commit; numbers ("06") run these notebooks only. `--fetch` only
+downloads; `--pages` renews README.md's table and GLOSSARY.md; `--address OWNER/NAME` says where the course lives. The exit
 status is 1 if a cell fails.
 """
 
@@ -12,10 +13,12 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from datetime import datetime
 from pathlib import Path
 
 import nbformat
+import yaml
 
 from utils import claims, progress
 
@@ -99,6 +102,36 @@ def readme(text: str) -> str:
     return re.sub(r"^\| \[?(\d\d)\b[^|]*\|([^|]*)\|.*$", row, head, flags=re.M) + start + rest
 
 
+def glossary() -> str:
+    """GLOSSARY.md, from data/glossary.yaml."""
+    rows = ["| English | 한국어 | What it is | Notebook |", "|---|---|---|---|"]
+    terms = yaml.safe_load((REPO / "data" / "glossary.yaml").read_text(encoding="utf-8"))
+    for english, (korean, meaning, number) in terms.items():
+        path = next((REPO / "notebooks").glob(f"{number}_*.ipynb"), None)
+        rows.append(
+            f"| {english} | {korean} | {meaning} | {f'[{number}](notebooks/{path.name})' if path else number} |"
+        )
+    return (
+        "# Glossary (용어집)\n\nMade of `data/glossary.yaml` by `python -m utils.course --pages`.\n\n"
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
+def pages() -> None:
+    """Renew what is made of other files: README.md's table of notebooks, and GLOSSARY.md."""
+    claims.README.write_text(readme(claims.README.read_text(encoding="utf-8")), encoding="utf-8")
+    (REPO / "GLOSSARY.md").write_text(glossary(), encoding="utf-8")
+
+
+def address(new: str) -> None:
+    """Give the course its place on GitHub ("owner/name"), in every file that names it; pyproject.toml holds it."""
+    old = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["urls"]["Repository"].split(".com/")[1]
+    for name in ("pyproject.toml", "README.md", "JUPYTERHUB.md", "colab.ipynb"):
+        text = (REPO / name).read_text(encoding="utf-8")
+        (REPO / name).write_text(text.replace(old, new), encoding="utf-8")
+
+
 def main(arguments: list[str]) -> int:
     """Run the course; 1 if a notebook failed, else 0."""
     start, in_place = time.perf_counter(), "--in-place" in arguments
@@ -121,7 +154,7 @@ def main(arguments: list[str]) -> int:
             print(error)
     print(f"\n{claims.plain_table(claims.local_results())}")
     if in_place:
-        claims.README.write_text(readme(claims.README.read_text(encoding="utf-8")), encoding="utf-8")
+        pages()
     else:
         subprocess.run([sys.executable, "-m", "utils.slides", "--read", str(into)], check=True)
         page = claims.RESULTS / "claims.html"
@@ -133,4 +166,12 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(fetch() if "--fetch" in sys.argv[1:] else main(sys.argv[1:]))
+    match sys.argv[1:]:
+        case ["--fetch"]:
+            fetch()
+        case ["--pages"]:
+            pages()
+        case ["--address", new]:
+            address(new)
+        case arguments:
+            sys.exit(main(arguments))

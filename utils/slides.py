@@ -120,11 +120,13 @@ def minutes(notebook) -> float:
 
 
 def set_types() -> None:
-    """Write the slide types into the notebooks; nothing else of them changes."""
+    """Write the slide types into the notebooks, and the link to the glossary where it is missing; nothing else changes."""
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         for cell, kind in zip(notebook.cells, slide_types(notebook), strict=True):
             cell.metadata["slideshow"] = {"slide_type": kind}
+        if "GLOSSARY.md" not in notebook.cells[0].source:
+            notebook.cells[0].source += " Terms in English and Korean: [glossary](../GLOSSARY.md)."
         nbformat.write(notebook, path)
 
 
