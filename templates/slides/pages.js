@@ -1,6 +1,6 @@
 // Deal each slide's blocks (a paragraph, a cell's code, one output) out to as many slides of 1280 x 720 as they need, by
 // the heights that this machine's fonts give them, and start reveal.js. What is higher than a slide is cut at a line or row.
-const ROOM = 700;
+const ROOM = 700, WIDTH = 1180;
 
 function blocks(slide) { // the blocks of a slide, each in the classes that style it
   const found = [];
@@ -41,6 +41,31 @@ function cut(block, fits) { // move the lines or rows that do not fit into a cop
   return null;
 }
 
+function fold(table) { // columns that do not fit go to a table below, with the first column again
+  if (table.offsetWidth > WIDTH) table.classList.add("narrow");
+  if (table.offsetWidth <= WIDTH || table.querySelector("[colspan], [rowspan]")) return;
+  const below = table.cloneNode(true);
+  let kept = table.rows[0].cells.length;
+  for (; kept > 2 && table.offsetWidth > WIDTH; kept--) for (const row of table.rows) row.deleteCell(-1);
+  for (const row of below.rows) for (let i = 1; i < kept; i++) row.deleteCell(1);
+  const output = table.closest(".jp-OutputArea-child"), copy = output?.cloneNode(true);
+  copy?.querySelector("table").replaceWith(below); // an output of its own, which may go to another slide
+  output ? output.after(copy) : table.after(below);
+  if (kept > 2) fold(below);
+}
+
+function unspan(table) { // a cell over several rows becomes one cell in each, so that the table can be cut between them
+  for (const row of table.tBodies[0]?.rows ?? []) for (const cell of row.querySelectorAll("[rowspan]")) {
+    let below = row;
+    for (let n = cell.rowSpan; n > 1 && (below = below.nextElementSibling); n--) {
+      const copy = cell.cloneNode(false);
+      copy.removeAttribute("rowspan");
+      below.insertBefore(copy, below.cells[cell.cellIndex] ?? null);
+    }
+    cell.removeAttribute("rowspan");
+  }
+}
+
 function deal(slide) {
   const notes = [...slide.querySelectorAll(":scope > aside")];
   const todo = blocks(slide);
@@ -74,6 +99,7 @@ function deal(slide) {
 
 window.addEventListener("load", () => MathJax.Hub.Queue(() => { // when all formulas are set
   const slides = document.querySelector(".slides");
+  slides.querySelectorAll("table").forEach(table => { unspan(table); fold(table); });
   for (const slide of slides.querySelectorAll("section > section")) deal(slide);
   slides.classList.add("dealt");
   Reveal.initialize({
