@@ -179,6 +179,11 @@ def test_record_writes_and_overwrites(elsewhere):
     assert written["python"] and written["torch"] and written["transformers"] and written["date"]
 
 
+def test_in_a_lecture_nothing_is_recorded(elsewhere, monkeypatch):
+    monkeypatch.setattr(claims, "live", True)
+    assert "not recorded" in str(claims.record(BEAM, 1, 0.5, 1.5)) and claims.local_results() == {}
+
+
 def test_a_failing_write_leaves_the_old_result_and_nothing_else(elsewhere, monkeypatch):
     claims.record(BEAM, 1, 0.5, 1.5)
 

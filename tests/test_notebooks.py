@@ -35,6 +35,10 @@ def problems(notebook) -> list[str]:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         found.append("not executed from top to bottom: run `make notebooks` and commit")
+    if not any("live = claims.live = False" in cell.source for cell in code if cell.id == "setup"):
+        found.append(
+            "setup: no dial `live = claims.live = False` (True in a lecture: slow cells do a part of their work)"
+        )
     for place, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             continue
@@ -123,7 +127,7 @@ def test_the_problems_are_found():
     ]
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_markdown_cell(), cell, nbformat.v4.new_markdown_cell(), cell]
-    assert len(problems(notebook)) == 1 + 1 + 2 * 5
+    assert len(problems(notebook)) == 2 + 1 + 2 * 5
 
 
 def test_the_glossary_is_bilingual_and_used():

@@ -33,6 +33,7 @@ START, END = "<!-- claims -->", "<!-- /claims -->"
 UNMEASURED = "not yet measured"
 SIGNS = {"holds": "✓ holds", "does not hold here": "✗ does not hold here", "undecided": "? undecided"}
 COLOURS = dict(zip(SIGNS.values(), ("#0072B2", "#B84A00", "#5F6368"), strict=True))  # apart for the colour-blind
+live = False  # a notebook's setup cell sets it in a lecture: nothing is recorded then
 CONFIDENCE = {"checked": "", "recalled": "; recalled, not checked", "derived": "; derived"}
 PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Every claim</title><style>
 body { font: 17px/1.45 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #202124 }
@@ -157,8 +158,10 @@ def record(
     result |= {"seeds": seeds, "note": note, "machine": {"cpu": _cpu(), "cores": os.cpu_count()}}
     result |= {"python": platform.python_version(), "date": datetime.date.today().isoformat()}
     result |= {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    _write(RESULTS / f"{id}.json", _json(result))
+    if not live:
+        _write(RESULTS / f"{id}.json", _json(result))
     statement, paper, here, rule, sign = _words(claim, result)
+    note += "; in a lecture: a part of the work, not recorded" if live else ""
     many = f"seeds: {len(seeds) if isinstance(seeds, list) else seeds}" if seeds else ""
     values = [paper, f"{here}\n{many}\n{note}", f"{sign}\nholds if {rule}"]
     return Card(statement, [["Paper", "Here", "Verdict"], values], f"Measured: {claim['metric']}.", result)
