@@ -126,7 +126,7 @@ def set_types() -> None:
         for cell, kind in zip(notebook.cells, slide_types(notebook), strict=True):
             cell.metadata["slideshow"] = {"slide_type": kind}
         if "GLOSSARY.md" not in notebook.cells[0].source:
-            notebook.cells[0].source += " Terms in English and Korean: [glossary](../GLOSSARY.md)."
+            notebook.cells[0].source += " Terms in English and Korean: [glossary](GLOSSARY.md)."
         nbformat.write(notebook, path)
 
 
@@ -135,6 +135,7 @@ def export(into: Path = SLIDES) -> None:
     into.mkdir(exist_ok=True)
     for name in ("reveal", "MathJax"):
         shutil.copytree(library() / name, into / "lib" / name, dirs_exist_ok=True)
+    shutil.copy(REPO / "notebooks" / "GLOSSARY.md", into)
     addresses = dict(reveal_url_prefix="lib/reveal", reveal_theme="white", mathjax_url="lib/MathJax/MathJax.js")
     exporter = SlidesExporter(template_name="slides", **TEMPLATES, **addresses)
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
