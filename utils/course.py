@@ -114,37 +114,6 @@ def glossary() -> str:
     return "\n".join(lines) + "\n"
 
 
-def readme(text: str) -> str:
-    """README.md with link, number of claims, minutes and memory in every row of its table of notebooks."""
-
-    def row(found: re.Match) -> str:
-        number, topic = found[1], found[2].strip()
-        path = next((REPO / "notebooks").glob(f"{number}_*.ipynb"), None)
-        name = f"[{number}](notebooks/{path.name})" if path else number
-        count = sum(claim["notebook"] == number for claim in claims.load().values())
-        times = progress.TIMES / f"{path.stem}.json" if path else progress.TIMES
-        took = json.loads(times.read_text()) if times.is_file() else None
-        cost = f"{took['seconds'] / 60:.1f} | {took['memory']:.1f}" if took else "not yet measured |"
-        return f"| {name} | {topic} | {count} | {cost} |"
-
-    head, start, rest = text.partition(claims.START)
-    return re.sub(r"^\| \[?(\d\d)\b[^|]*\|([^|]*)\|.*$", row, head, flags=re.M) + start + rest
-
-
-def glossary() -> str:
-    """GLOSSARY.md, from data/glossary.yaml."""
-    rows = ["| English | 한국어 | What it is | Notebook |", "|---|---|---|---|"]
-    terms = yaml.safe_load((REPO / "data" / "glossary.yaml").read_text(encoding="utf-8"))
-    for english, (korean, meaning, number) in terms.items():
-        path = next((REPO / "notebooks").glob(f"{number}_*.ipynb"), None)
-        rows.append(f"| {english} | {korean} | {meaning} | {f'[{number}]({path.name})' if path else number} |")
-    return (
-        "# Glossary (용어집)\n\nMade of `data/glossary.yaml` by `python -m utils.course --pages`.\n\n"
-        + "\n".join(rows)
-        + "\n"
-    )
-
-
 def pages() -> None:
     """Renew what is made of other files: README.md's table of notebooks, and GLOSSARY.md."""
     claims.README.write_text(readme(claims.README.read_text(encoding="utf-8")), encoding="utf-8")
