@@ -30,6 +30,16 @@ def test_slide_types_are_set(path):
     assert 30 <= slides.minutes(notebook) <= 60
 
 
+def test_a_heading_begins_a_slide_and_so_does_what_would_overflow():
+    prose, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    tall, short = "x = 1\n" * 23, "x = 1\n" * 2
+    cells = [prose("# T"), code("", id="setup"), prose("## A"), code(tall), code(tall), prose("so:"), code(tall)]
+    cells += [code(short), prose("### B"), code(short), prose("## C"), prose("details", id="solution-a"), code(short)]
+    found = slides.slide_types(nbformat.v4.new_notebook(cells=cells))
+    assert found[:3] == ["slide", "skip", "slide"] and found[3:8] == ["-", "subslide", "subslide", "-", "-"]
+    assert found[8:] == ["subslide", "-", "slide", "notes", "-"]
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slides")

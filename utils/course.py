@@ -104,24 +104,20 @@ def readme(text: str) -> str:
 
 def glossary() -> str:
     """GLOSSARY.md, from data/glossary.yaml."""
-    rows = ["| English | 한국어 | What it is | Notebook |", "|---|---|---|---|"]
+    lines = ["# Glossary (용어집)", "", "Made of `data/glossary.yaml` by `python -m utils.course --pages`.", ""]
+    lines += ["| English | 한국어 | What it is | Notebook |", "|---|---|---|---|"]
     terms = yaml.safe_load((REPO / "data" / "glossary.yaml").read_text(encoding="utf-8"))
     for english, (korean, meaning, number) in terms.items():
         path = next((REPO / "notebooks").glob(f"{number}_*.ipynb"), None)
-        rows.append(
-            f"| {english} | {korean} | {meaning} | {f'[{number}](notebooks/{path.name})' if path else number} |"
-        )
-    return (
-        "# Glossary (용어집)\n\nMade of `data/glossary.yaml` by `python -m utils.course --pages`.\n\n"
-        + "\n".join(rows)
-        + "\n"
-    )
+        link = f"[{number}]({path.name})" if path else number
+        lines.append(f"| {english} | {korean} | {meaning} | {link} |")
+    return "\n".join(lines) + "\n"
 
 
 def pages() -> None:
     """Renew what is made of other files: README.md's table of notebooks, and GLOSSARY.md."""
     claims.README.write_text(readme(claims.README.read_text(encoding="utf-8")), encoding="utf-8")
-    (REPO / "GLOSSARY.md").write_text(glossary(), encoding="utf-8")
+    (REPO / "notebooks" / "GLOSSARY.md").write_text(glossary(), encoding="utf-8")
 
 
 def address(new: str) -> None:

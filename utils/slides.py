@@ -18,6 +18,7 @@ from utils import wheels
 
 REPO = Path(__file__).parents[1]
 NOTEBOOKS, SLIDES = REPO / "notebooks", REPO / "slides"
+HEIGHT = 720
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TEMPLATES = {
     "extra_template_basedirs": [str(REPO / "templates")],
@@ -71,32 +72,25 @@ def slide_types(notebook) -> list[str]:
 
     The setup cell is skipped, and an exercise's solution stands in the presenter's notes.
     """
-    types, used = [], 0
-    for i, cell in enumerate(notebook.cells):
-        here, lead = height(cell), i > 0 and notebook.cells[i - 1].cell_type == "markdown"
-        if cell.id == "setup":
-            types.append("skip")
+    types, used, lead = [], 0, 0  # lead: the height of a text that leads to the next cell
+    for cell in notebook.cells:
+        here, heading = height(cell), cell.cell_type == "markdown" and re.match(r"#{1,3} ", cell.source)
+        if cell.id == "setup" or cell.id.startswith("solution-"):
+            types.append("skip" if cell.id == "setup" else "notes")
             continue
-        if cell.id.startswith("solution-"):
-            types.append("notes")
-            continue
-        level = re.match(r"(#+) ", cell.source) if cell.cell_type == "markdown" else None
-        if level and len(level[1]) < 4:
-            types.append("slide" if len(level[1]) < 3 else "subslide")
+        if heading:
+            types.append("subslide" if cell.source.startswith("###") else "slide")
             used = here
-        elif used + here > 720 and not (lead and types[-1] in ("slide", "subslide")):
-            if (
-                lead and types[-1] == "-" and height(notebook.cells[i - 1]) + here <= 720
-            ):  # the sentence that leads to it
-                types[-1] = "subslide"
-                types.append("-")
-                used = height(notebook.cells[i - 1]) + here
-            else:
-                types.append("subslide")
-                used = here
-        else:
+        elif used + here <= HEIGHT or used == lead:  # it fits, or only its text stands there so far
             types.append("-")
             used += here
+        elif lead and lead + here <= HEIGHT:
+            types[-1:] = ["subslide", "-"]
+            used = lead + here
+        else:
+            types.append("subslide")
+            used = here
+        lead = here if cell.cell_type == "markdown" else 0
     return types
 
 
@@ -126,7 +120,7 @@ def set_types() -> None:
         for cell, kind in zip(notebook.cells, slide_types(notebook), strict=True):
             cell.metadata["slideshow"] = {"slide_type": kind}
         if "GLOSSARY.md" not in notebook.cells[0].source:
-            notebook.cells[0].source += " Terms in English and Korean: [glossary](../GLOSSARY.md)."
+            notebook.cells[0].source += " Terms in English and Korean: [glossary](GLOSSARY.md)."
         nbformat.write(notebook, path)
 
 
@@ -135,6 +129,7 @@ def export(into: Path = SLIDES) -> None:
     into.mkdir(exist_ok=True)
     for name in ("reveal", "MathJax"):
         shutil.copytree(library() / name, into / "lib" / name, dirs_exist_ok=True)
+    shutil.copy(REPO / "notebooks" / "GLOSSARY.md", into)
     addresses = dict(reveal_url_prefix="lib/reveal", reveal_theme="white", mathjax_url="lib/MathJax/MathJax.js")
     exporter = SlidesExporter(template_name="slides", **TEMPLATES, **addresses)
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
