@@ -9,6 +9,8 @@ import json
 import platform
 import random
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
-from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, models, pretrain, rewards, rlhf
+from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, judges, models, pretrain, rewards, rlhf
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 PROMPT, NEW = 32, 200  # tokens of a Wikipedia paragraph that are given, and that a decoder (or the writer) adds
@@ -322,6 +324,60 @@ def every_rlhf_arm(seeds: tuple[int, ...] = SEEDS) -> None:
             _write(name, rows, seconds, f"rlhf --seed {seed}")
 
 
+# ---- Evaluation (notebook 08) ---------------------------------------------------------------------------------------
+
+
+def scores() -> None:
+    """SmolLM2 on the benchmarks of its model card, by likelihood and by the letter that it writes."""
+    model, tokenizer = models.load("smollm2")
+    units = {}
+    for name in judges.BENCHMARKS:
+        items = benchmarks.questions(name, judges.ITEMS)
+        units[f"{name}, likelihood"] = partial(judges.by_likelihood, model, tokenizer, items)
+        if name in judges.LETTERED:
+            units[f"{name}, letter"] = partial(judges.by_letter, model, tokenizer, items)
+    _units("benchmarks", units)
+
+
+def judging() -> None:
+    """SmolLM2 as a judge: of the bottle's replies, of AlpacaEval's pairs, and of its own answers beside others'."""
+    model, tokenizer = models.load("smollm2")
+    pairs = judges.real_pairs(judges.PAIRS)
+    replies = judges.known_replies(judges.REQUESTS)
+    units = {
+        "graded": partial(judges.graded_replies, model, tokenizer, replies),
+        "pairs": partial(judges.judged_pairs, model, tokenizer, pairs),
+        "own": partial(judges.own_answers, model, tokenizer, pairs[:48]),
+    }
+    _units("judging", units)
+
+
+def code() -> None:
+    """SmolLM2 completes the course's tiny code tasks (16 times each) and short problems of HumanEval (8 times each)."""
+    model, tokenizer = models.load("smollm2")
+    problems = judges.code_problems()
+    tiny = [problem for problem in problems if problem["task_id"].startswith("tiny")]
+    units = {
+        "tiny": partial(judges.samples, model, tokenizer, tiny, 16, 64),
+        "humaneval": partial(judges.samples, model, tokenizer, problems[len(tiny) :], 8, 80),
+    }
+    _units("code", units)
+
+
+def _units(name: str, units: dict[str, Callable[[], list[dict]]]) -> None:
+    """Run what is not stored yet of these units, and write after each: rows with the name of their unit."""
+    rows, seconds = _stored(name)
+    for unit, make in units.items():
+        if unit not in seconds:
+            start = time.perf_counter()
+            rows += [dict(unit=unit) | row for row in make()]
+            seconds[unit] = round(time.perf_counter() - start)
+            print(f"{unit}: {seconds[unit]} s", flush=True)
+            columns = dict.fromkeys(column for row in rows for column in row)
+            rows = [columns | row for row in rows]
+            _write(name, rows, seconds)
+
+
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
     """Write data/runs/NAME.*: the rows, and the log of the run (NAME, where it is not told)."""
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -347,6 +403,9 @@ if __name__ == "__main__":
         "rewards": reward_models,
         "judges": judges,
         "rlhf": every_rlhf_arm,
+        "benchmarks": scores,
+        "judging": judging,
+        "code": code,
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
     parser.add_argument("name", choices=known, help="the run; flan, rewards and rlhf go on where they were stopped")
