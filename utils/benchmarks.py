@@ -181,21 +181,14 @@ def generators(leaderboard: Sequence[dict], judge: str = "claude") -> dict[str, 
         if key in stretches[-1]:
             stretches.append({})
         stretches[-1][key] = (row["output_2"], row["preference"])
-    missing: dict[tuple[str, int], int] = {}
+    fits = []
     for n, stretch in enumerate(stretches):
-        if len(stretch) < 750:
-            continue
         verdicts = [verdict for _, verdict in stretch.values()]
         for model, (wins, losses) in counts.items():
-            gaps = wins - verdicts.count(2), losses - verdicts.count(1)
-            if min(gaps) >= 0 and sum(gaps) <= 20:
-                missing[model, n] = sum(gaps)
-    found = {}
-    for (model, n), gap in missing.items():
-        rivals = [other for (m, k), other in missing.items() if (m == model) != (k == n)]
-        if all(gap + 8 < other for other in rivals) or (gap <= 4 and all(gap < other for other in rivals)):
-            found[model] = stretches[n]
-    return found
+            missing = wins - verdicts.count(2), losses - verdicts.count(1)
+            if len(stretch) > 700 and min(missing) >= 0 and sum(missing) <= 10:
+                fits.append((model, n))
+    return {model: stretches[n] for model, n in fits if sum(m == model or k == n for m, k in fits) == 1}
 
 
 def judgements(judges: Sequence[str], words: int = 80) -> list[dict]:

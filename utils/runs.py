@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
-from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, judges, models, pretrain, rewards, rlhf
+from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, judging, models, pretrain, rewards, rlhf
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 PROMPT, NEW = 32, 200  # tokens of a Wikipedia paragraph that are given, and that a decoder (or the writer) adds
@@ -327,39 +327,39 @@ def every_rlhf_arm(seeds: tuple[int, ...] = SEEDS) -> None:
 # ---- Evaluation (notebook 08) ---------------------------------------------------------------------------------------
 
 
-def scores() -> None:
+def smollm2_scores() -> None:
     """SmolLM2 on the benchmarks of its model card, by likelihood and by the letter that it writes."""
     model, tokenizer = models.load("smollm2")
     units = {}
-    for name in judges.BENCHMARKS:
-        items = benchmarks.questions(name, judges.ITEMS)
-        units[f"{name}, likelihood"] = partial(judges.by_likelihood, model, tokenizer, items)
-        if name in judges.LETTERED:
-            units[f"{name}, letter"] = partial(judges.by_letter, model, tokenizer, items)
+    for name in judging.BENCHMARKS:
+        items = benchmarks.questions(name, judging.ITEMS)
+        units[f"{name}, likelihood"] = partial(judging.by_likelihood, model, tokenizer, items)
+        if name in judging.LETTERED:
+            units[f"{name}, letter"] = partial(judging.by_letter, model, tokenizer, items)
     _units("benchmarks", units)
 
 
-def judging() -> None:
+def smollm2_judges() -> None:
     """SmolLM2 as a judge: of the bottle's replies, of AlpacaEval's pairs, and of its own answers beside others'."""
     model, tokenizer = models.load("smollm2")
-    pairs = judges.real_pairs(judges.PAIRS)
-    replies = judges.known_replies(judges.REQUESTS)
+    pairs = judging.real_pairs(judging.PAIRS)
+    replies = judging.known_replies(judging.REQUESTS)
     units = {
-        "graded": partial(judges.graded_replies, model, tokenizer, replies),
-        "pairs": partial(judges.judged_pairs, model, tokenizer, pairs),
-        "own": partial(judges.own_answers, model, tokenizer, pairs[:48]),
+        "graded": partial(judging.graded_replies, model, tokenizer, replies),
+        "pairs": partial(judging.judged_pairs, model, tokenizer, pairs),
+        "own": partial(judging.own_answers, model, tokenizer, pairs[:48]),
     }
     _units("judging", units)
 
 
-def code() -> None:
+def smollm2_code() -> None:
     """SmolLM2 completes the course's tiny code tasks (16 times each) and short problems of HumanEval (8 times each)."""
     model, tokenizer = models.load("smollm2")
-    problems = judges.code_problems()
+    problems = judging.code_problems()
     tiny = [problem for problem in problems if problem["task_id"].startswith("tiny")]
     units = {
-        "tiny": partial(judges.samples, model, tokenizer, tiny, 16, 64),
-        "humaneval": partial(judges.samples, model, tokenizer, problems[len(tiny) :], 8, 80),
+        "tiny": partial(judging.samples, model, tokenizer, tiny, 16, 64),
+        "humaneval": partial(judging.samples, model, tokenizer, problems[len(tiny) :], 8, 80),
     }
     _units("code", units)
 
@@ -403,9 +403,9 @@ if __name__ == "__main__":
         "rewards": reward_models,
         "judges": judges,
         "rlhf": every_rlhf_arm,
-        "benchmarks": scores,
-        "judging": judging,
-        "code": code,
+        "benchmarks": smollm2_scores,
+        "judging": smollm2_judges,
+        "code": smollm2_code,
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
     parser.add_argument("name", choices=known, help="the run; flan, rewards and rlhf go on where they were stopped")

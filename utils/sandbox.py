@@ -11,6 +11,7 @@ This stops accidents and simple mischief, in a classroom. A program that attacks
 a virtual machine around it.
 """
 
+import contextlib
 import os
 import secrets
 import signal
@@ -62,10 +63,8 @@ def run(program: str, seconds: int = 2, megabytes: int = 512) -> tuple[bool, str
         except subprocess.TimeoutExpired:
             return False, "time is up"
         finally:
-            try:  # whatever it may have left running
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # whatever it may have left running
                 os.killpg(process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
             process.wait()
         said, error = (_end(stream) for stream in (out, err))
     if process.returncode == 0:
