@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny
-from utils import bottle, evaluation, flan, models
+from utils import benchmarks, bottle, evaluation, flan, models
 
 
 def test_token_logprobs_is_transformers_loss():
@@ -198,9 +198,7 @@ def test_score_choices_is_the_harness(tmp_path, wrapped):
     lm, model, tokenizer = wrapped
     items = [i for c in ("sentiment", "commonsense") for i in bottle.tasks(c, "test", count=30) if i["options"]]
     rows = [dict(prompt=i["wild"], options=i["options"], answer=i["options"].index(i["answer"])) for i in items]
-    rows += [
-        dict(prompt="The number is", options=["two", "twenty-two thousand", "one"], answer=n % 3) for n in range(9)
-    ]
+    rows += [{k: i[k] for k in ("prompt", "options", "answer")} for i in benchmarks.questions("arc", 40)]
     theirs = harness(tmp_path, "choices", BY_LIKELIHOOD, rows, lm)
     ours = evaluation.score_choices(model, tokenizer, rows)
     assert ours == pytest.approx((theirs["acc,none"], theirs["acc_norm,none"]), abs=1e-6)

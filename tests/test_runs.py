@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from datasets import load_dataset
 
-from utils import alignment, course, evaluation, flan, models, rlhf, runs
+from utils import alignment, benchmarks, course, evaluation, flan, judging, models, rlhf, runs
 
 
 def test_a_stored_slice_is_made_again(smollm2):
@@ -114,3 +114,36 @@ def test_stored_arms_of_rlhf_are_made_again():
     first = stored[(stored.arm == "PPO") & (stored.kind == "log")].head(3)
     assert rows.length.to_numpy() == pytest.approx(first.length.to_numpy(), rel=0.25)
     assert rows.grade.to_numpy() == pytest.approx(first.grade.to_numpy(), abs=1.2)
+
+
+BENCHMARKS, JUDGING = runs.RUNS / "benchmarks.parquet", runs.RUNS / "judging.parquet"
+
+
+@pytest.mark.skipif(
+    not BENCHMARKS.exists(), reason=f"{BENCHMARKS.name} is not there: python -m utils.runs benchmarks makes it"
+)
+def test_stored_scores_of_benchmarks_are_made_again(smollm2):
+    stored = pd.read_parquet(BENCHMARKS)
+    wanted = {f"{name}, likelihood": judging.ITEMS for name in judging.BENCHMARKS}
+    wanted |= {f"{name}, letter": judging.LETTERS for name in judging.LETTERED}
+    assert dict(stored.unit.value_counts()) == wanted
+    items = benchmarks.questions("arc", judging.ITEMS)[:4]
+    now = pd.DataFrame(judging.by_likelihood(*smollm2, items))
+    then = stored[stored.unit == "arc, likelihood"].head(4)
+    assert now.acc.tolist() == then.acc.tolist() and now.acc_norm.tolist() == then.acc_norm.tolist()
+    assert np.concatenate(now.logprobs) == pytest.approx(np.concatenate(then.logprobs), abs=0.02)
+    letters = stored[stored.unit == "arc, letter"].head(2)
+    assert [row["written"] for row in judging.by_letter(*smollm2, items[:2])] == letters.written.tolist()
+
+
+@pytest.mark.skipif(not JUDGING.exists(), reason=f"{JUDGING.name} is not there: python -m utils.runs judging makes it")
+def test_stored_judgements_are_made_again(smollm2):
+    stored = pd.read_parquet(JUDGING)
+    sizes = {"graded": 4 * judging.REQUESTS, "pairs": judging.PAIRS, "own": judging.OWN}
+    assert dict(stored.unit.value_counts()) == sizes
+    now = pd.DataFrame(judging.judged_pairs(*smollm2, judging.real_pairs(judging.PAIRS)[:2]))
+    then = stored[stored.unit == "pairs"].head(2).reset_index(drop=True)
+    for column in now.columns:
+        assert now[column].tolist() == pytest.approx(then[column].tolist(), abs=0.02)
+    now = pd.DataFrame(judging.graded_replies(*smollm2, judging.known_replies(judging.REQUESTS)[:4]))
+    assert np.stack(now.p) == pytest.approx(np.stack(stored[stored.unit == "graded"].p.head(4)), abs=0.01)

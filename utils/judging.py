@@ -9,6 +9,7 @@ The design choices:
 """
 
 import random
+import re
 
 import numpy as np
 import torch
@@ -26,15 +27,12 @@ Answer 1: {first}
 Answer 2: {second}
 
 Is answer 1 or answer 2 better? Reply with 1 or 2 only."""
-GRADE = """Grade a reply to a request from 1 (very bad) to 5 (very good). A good reply is right, polite and short.
+GRADE = """You will see a reply to a request, and what is known about it. Grade the reply with a number: 5 if it is correct \
+and polite, 4 if it is correct, 3 if it says nothing useful, 2 if it is wrong, 1 if it is rude.
 
-What is known: {known}
-
+Known: {known}
 Request: {prompt}
-
-Reply: {reply}
-
-Reply with the grade only, a number from 1 to 5."""
+Reply: {reply}"""
 
 
 def chat(tokenizer, text: str, begin: str = "") -> str:
@@ -53,7 +51,7 @@ def prefers_first(model, tokenizer, pairs: list[tuple[str, str, str]], rows: int
 def grades(model, tokenizer, replies: list[dict], rows: int = 8) -> np.ndarray:
     """The probabilities of the grades 1 to 5 for replies of known quality (a dict: known, prompt, text): (replies, 5)."""
     asked = [
-        chat(tokenizer, GRADE.format(known=r["known"], prompt=r["prompt"], reply=r["text"]), "Grade:") for r in replies
+        chat(tokenizer, GRADE.format(known=r["known"], prompt=r["prompt"], reply=r["text"]), "Rating:") for r in replies
     ]
     scores = evaluation.score_options(model, tokenizer, asked, [[f" {n}" for n in range(1, 6)]] * len(asked), rows)
     return torch.tensor([[s["logprob"] for s in found] for found in scores]).softmax(-1).numpy()
@@ -95,7 +93,7 @@ def known(request: dict) -> str:
 
 BENCHMARKS = ("hellaswag", "arc", "piqa", "mmlu", "sst2")
 LETTERED = ("hellaswag", "arc", "mmlu", "sst2")  # those of the claim: answered by a letter, too
-ITEMS, PAIRS, REQUESTS = 228, 160, 80  # 228 = 4 of each of MMLU's subjects
+ITEMS, LETTERS, PAIRS, REQUESTS, OWN = 200, 120, 120, 60, 32  # LETTERS: as many of the ITEMS are answered by a letter
 
 
 def by_likelihood(model, tokenizer, items: list[dict]) -> list[dict]:
@@ -110,20 +108,24 @@ def by_likelihood(model, tokenizer, items: list[dict]) -> list[dict]:
 
 
 def by_letter(model, tokenizer, items: list[dict], new_tokens: int = 8) -> list[dict]:
-    """What the model writes when asked for a letter, and whether the first capital letter from A to E in it is the right one."""
+    """What the model writes when asked for a letter, and whether that names the right option."""
     prompts = [chat(tokenizer, item["lettered"]) for item in items]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
-    written = dict(zip(order, flan.answers(model, tokenizer, [prompts[i] for i in order], new_tokens, 8), strict=True))
+    texts = dict(zip(order, flan.answers(model, tokenizer, [prompts[i] for i in order], new_tokens, 8), strict=True))
     return [
-        dict(written=written[i], match=float(letter(written[i]) == "ABCDE"[items[i]["answer"]]))
-        for i in range(len(items))
+        dict(written=texts[i], match=float(named(texts[i], item) == item["answer"])) for i, item in enumerate(items)
     ]
 
 
-def letter(text: str) -> str | None:
-    """The first of the letters A to E that stands alone in a text."""
-    words = text.replace(".", " ").replace(")", " ").replace(":", " ").replace("(", " ").replace(",", " ").split()
-    return next((word for word in words if word in set("ABCDE")), None)
+def named(text: str, item: dict) -> int | None:
+    """The option that a text names: by the first letter that stands there as one ("B." or "B" at the end), else by its words."""
+    if found := re.search(r"\b([A-E])(?=[.):,\n]|\s*$)", text):
+        return "ABCDE".index(found[1])
+    line = (text.strip().splitlines() or [""])[0].lower().rstrip(" .!")
+    same = [
+        i for i, o in enumerate(item["options"]) if line and (o.lower().startswith(line) or line.startswith(o.lower()))
+    ]
+    return same[0] if len(same) == 1 else None
 
 
 def judged_pairs(model, tokenizer, pairs: list[dict]) -> list[dict]:

@@ -335,7 +335,7 @@ def smollm2_scores() -> None:
         items = benchmarks.questions(name, judging.ITEMS)
         units[f"{name}, likelihood"] = partial(judging.by_likelihood, model, tokenizer, items)
         if name in judging.LETTERED:
-            units[f"{name}, letter"] = partial(judging.by_letter, model, tokenizer, items)
+            units[f"{name}, letter"] = partial(judging.by_letter, model, tokenizer, items[: judging.LETTERS])
     _units("benchmarks", units)
 
 
@@ -347,7 +347,7 @@ def smollm2_judges() -> None:
     units = {
         "graded": partial(judging.graded_replies, model, tokenizer, replies),
         "pairs": partial(judging.judged_pairs, model, tokenizer, pairs),
-        "own": partial(judging.own_answers, model, tokenizer, pairs[:48]),
+        "own": partial(judging.own_answers, model, tokenizer, pairs[: judging.OWN]),
     }
     _units("judging", units)
 
