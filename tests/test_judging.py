@@ -37,10 +37,11 @@ def test_the_writers_of_the_answers_are_found():
     counts = {row["model"]: row["n_wins"] for row in leaderboard if row["judge"] == "claude"}
     for model, answers in found.items():
         assert 0 <= counts[model] - sum(verdict == 2 for _, verdict in answers.values()) <= 10
-    # AlpacaEval's ChatGPT and Claude name themselves where they are asked to
-    said = " ".join(answer for answer, _ in found["chatgpt"].values())
-    assert said.count("As an AI language model") > 20
-    assert not any("As an AI language model" in answer for answer, _ in found["text_davinci_001"].values())
+    said = {
+        model: " ".join(answer for answer, _ in found[model].values()) for model in ("chatgpt", "falcon-7b-instruct")
+    }
+    signs = [text.count("As an AI language model") for text in said.values()]  # ChatGPT's own words
+    assert signs[0] > 10 and signs[0] > 3 * signs[1]
 
 
 def test_known_replies_have_their_grade_and_what_is_known():

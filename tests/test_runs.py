@@ -139,11 +139,13 @@ def test_stored_scores_of_benchmarks_are_made_again(smollm2):
 @pytest.mark.skipif(not JUDGING.exists(), reason=f"{JUDGING.name} is not there: python -m utils.runs judging makes it")
 def test_stored_judgements_are_made_again(smollm2):
     stored = pd.read_parquet(JUDGING)
-    sizes = {"graded": 4 * judging.REQUESTS, "pairs": judging.PAIRS, "own": judging.OWN}
+    sizes = {"graded": 4 * judging.REQUESTS, "likely": judging.PAIRS, "pairs": judging.JUDGED}
+    sizes |= {"own": judging.OWN}
     assert dict(stored.unit.value_counts()) == sizes
-    now = pd.DataFrame(judging.judged_pairs(*smollm2, judging.real_pairs(judging.PAIRS)[:2]))
-    then = stored[stored.unit == "pairs"].head(2).reset_index(drop=True)
-    for column in now.columns:
-        assert now[column].tolist() == pytest.approx(then[column].tolist(), abs=0.02)
+    pairs = judging.real_pairs(judging.PAIRS)[:2]
+    for unit, make in (("pairs", judging.judged_pairs), ("likely", judging.likely_pairs)):
+        now, then = pd.DataFrame(make(*smollm2, pairs)), stored[stored.unit == unit].head(2)
+        for column in now.columns:
+            assert now[column].tolist() == pytest.approx(then[column].tolist(), abs=0.02)
     now = pd.DataFrame(judging.graded_replies(*smollm2, judging.known_replies(judging.REQUESTS)[:4]))
     assert np.stack(now.p) == pytest.approx(np.stack(stored[stored.unit == "graded"].p.head(4)), abs=0.01)

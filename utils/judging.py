@@ -93,7 +93,9 @@ def known(request: dict) -> str:
 
 BENCHMARKS = ("hellaswag", "arc", "piqa", "mmlu", "sst2")
 LETTERED = ("hellaswag", "arc", "mmlu", "sst2")  # those of the claim: answered by a letter, too
-ITEMS, LETTERS, PAIRS, REQUESTS, OWN = 200, 120, 120, 60, 32  # LETTERS: as many of the ITEMS are answered by a letter
+ITEMS, LETTERS = 200, 120  # of a benchmark; as many of them are answered by a letter
+PAIRS, JUDGED, OWN = 160, 80, 24  # AlpacaEval's pairs; as many are judged in both orders; answered by the model itself
+REQUESTS = 50
 
 
 def by_likelihood(model, tokenizer, items: list[dict]) -> list[dict]:
@@ -128,19 +130,20 @@ def named(text: str, item: dict) -> int | None:
     return same[0] if len(same) == 1 else None
 
 
+def likely_pairs(model, tokenizer, pairs: list[dict]) -> list[dict]:
+    """The votes on AlpacaEval's pairs, the answers' lengths, and the mean log p of both answers."""
+    asked = [pair["instruction"] for pair in pairs]
+    likely = [answer_logprobs(model, tokenizer, asked, [pair[key] for pair in pairs]).round(4) for key in "ab"]
+    rows = zip(pairs, *np.array(likely).tolist(), strict=True)
+    return [{judge: pair[judge] for judge in REAL} | dict(logprob_a=a, logprob_b=b) for pair, a, b in rows]
+
+
 def judged_pairs(model, tokenizer, pairs: list[dict]) -> list[dict]:
-    """What the model makes of AlpacaEval's pairs: log-odds for a (shown first, then second) and mean log p of both answers."""
+    """The model's log-odds for answer a of AlpacaEval's pairs, shown first and shown second."""
     asked, a, b = ([pair[key] for pair in pairs] for key in ("instruction", "a", "b"))
     first = prefers_first(model, tokenizer, list(zip(asked, a, b, strict=True)))
     second = -prefers_first(model, tokenizer, list(zip(asked, b, a, strict=True)))
-    likely = [answer_logprobs(model, tokenizer, asked, answers) for answers in (a, b)]
-    names = ("a_first", "a_second", "logprob_a", "logprob_b")
-    rows = np.round(np.stack([first, second, *likely], 1), 4).tolist()
-    votes = [
-        {judge: pair[judge] for judge in REAL} | dict(words_a=pair["lengths"][0], words_b=pair["lengths"][1])
-        for pair in pairs
-    ]
-    return [vote | dict(zip(names, row, strict=True)) for vote, row in zip(votes, rows, strict=True)]
+    return [dict(a_first=x, a_second=y) for x, y in np.stack([first, second], 1).round(4).tolist()]
 
 
 def graded_replies(model, tokenizer, replies: list[dict]) -> list[dict]:

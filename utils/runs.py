@@ -346,7 +346,8 @@ def smollm2_judges() -> None:
     replies = judging.known_replies(judging.REQUESTS)
     units = {
         "graded": partial(judging.graded_replies, model, tokenizer, replies),
-        "pairs": partial(judging.judged_pairs, model, tokenizer, pairs),
+        "likely": partial(judging.likely_pairs, model, tokenizer, pairs),
+        "pairs": partial(judging.judged_pairs, model, tokenizer, pairs[: judging.JUDGED]),
         "own": partial(judging.own_answers, model, tokenizer, pairs[: judging.OWN]),
     }
     _units("judging", units)
