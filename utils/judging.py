@@ -14,6 +14,7 @@ import re
 import numpy as np
 import torch
 from datasets import load_dataset
+from torch import Tensor
 
 from utils import benchmarks, bottle, decoding, evaluation, flan, models, sandbox
 
@@ -41,20 +42,32 @@ def chat(tokenizer, text: str, begin: str = "") -> str:
     return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) + begin
 
 
-def prefers_first(model, tokenizer, pairs: list[tuple[str, str, str]], rows: int = 8) -> np.ndarray:
+@torch.inference_mode()
+def next_words(model, tokenizer, prompts: list[str], words: list[str], rows: int = 8) -> Tensor:
+    """ln p of each of these one-token words right after each prompt: (prompts, words), in nats; one pass a prompt."""
+    tokens, found = [tokenizer(word).input_ids[-1] for word in words], torch.zeros(len(prompts), len(words))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
+    for start in range(0, len(order), rows):
+        part = order[start : start + rows]
+        inputs = tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True).to(model.device)
+        places = (inputs.attention_mask.cumsum(-1) - 1).clamp(min=0)
+        logits = model(**inputs, position_ids=places, logits_to_keep=1).logits[:, -1].float()
+        found[part] = logits.log_softmax(-1)[:, tokens].cpu()
+    return found
+
+
+def prefers_first(model, tokenizer, pairs: list[tuple[str, str, str]]) -> np.ndarray:
     """(instruction, first, second) -> log-odds, in nats, that the judge says that the first answer is better: (pairs,)."""
     asked = [chat(tokenizer, WHICH.format(instruction=i, first=a, second=b), "Answer") for i, a, b in pairs]
-    scores = evaluation.score_options(model, tokenizer, asked, [[" 1", " 2"]] * len(asked), rows)
-    return np.array([one["logprob"] - two["logprob"] for one, two in scores])
+    one, two = next_words(model, tokenizer, asked, [" 1", " 2"]).T
+    return (one - two).numpy()
 
 
-def grades(model, tokenizer, replies: list[dict], rows: int = 8) -> np.ndarray:
+def grades(model, tokenizer, replies: list[dict]) -> np.ndarray:
     """The probabilities of the grades 1 to 5 for replies of known quality (a dict: known, prompt, text): (replies, 5)."""
-    asked = [
-        chat(tokenizer, GRADE.format(known=r["known"], prompt=r["prompt"], reply=r["text"]), "Rating:") for r in replies
-    ]
-    scores = evaluation.score_options(model, tokenizer, asked, [[f" {n}" for n in range(1, 6)]] * len(asked), rows)
-    return torch.tensor([[s["logprob"] for s in found] for found in scores]).softmax(-1).numpy()
+    asked = [GRADE.format(known=r["known"], prompt=r["prompt"], reply=r["text"]) for r in replies]
+    words = [f" {n}" for n in range(1, 6)]
+    return next_words(model, tokenizer, [chat(tokenizer, text, "Rating:") for text in asked], words).softmax(-1).numpy()
 
 
 def answer_logprobs(model, tokenizer, asked: list[str], answers: list[str], rows: int = 8) -> np.ndarray:
@@ -94,8 +107,8 @@ def known(request: dict) -> str:
 BENCHMARKS = ("hellaswag", "arc", "piqa", "mmlu", "sst2")
 LETTERED = ("hellaswag", "arc", "mmlu", "sst2")  # those of the claim: answered by a letter, too
 ITEMS, LETTERS = 200, 120  # of a benchmark; as many of them are answered by a letter
-PAIRS, JUDGED, OWN = 160, 80, 24  # AlpacaEval's pairs; as many are judged in both orders; answered by the model itself
-REQUESTS = 50
+PAIRS, JUDGED, OWN = 128, 64, 16  # AlpacaEval's pairs; as many are judged in both orders; answered by the model itself
+REQUESTS = 48
 
 
 def by_likelihood(model, tokenizer, items: list[dict]) -> list[dict]:
