@@ -216,7 +216,7 @@ def test_reward_modeling(page, lab):
 
 
 def test_evaluation(page, lab):
-    ids = ["setup", "generators", "arena-static", "arena-widget"]
+    ids = ["setup", "alpaca", "generators", "arena-static", "arena-widget"]
     open_and_run(page, lab, "08_evaluation", ids)
     took = {}
     cell = widget_cell(page, "arena-widget")
