@@ -194,8 +194,8 @@ def samples(model, tokenizer, problems: list[dict], each: int, new_tokens: int, 
 
 
 def code_problems() -> list[dict]:
-    """The course's tiny tasks, then the 8 problems of HumanEval with the shortest prompts."""
+    """The course's tiny tasks, then the 6 problems of HumanEval with the shortest prompts."""
     tiny = load_dataset(
         "json", data_files=str(models.LADDER.parent / "prompts" / "code.jsonl"), split="train"
     ).to_list()
-    return tiny + sorted(benchmarks.load("humaneval").to_list(), key=lambda problem: len(problem["prompt"]))[:8]
+    return tiny + sorted(benchmarks.load("humaneval").to_list(), key=lambda problem: len(problem["prompt"]))[:6]

@@ -354,13 +354,13 @@ def smollm2_judges() -> None:
 
 
 def smollm2_code() -> None:
-    """SmolLM2 completes the course's tiny code tasks (16 times each) and short problems of HumanEval (8 times each)."""
+    """SmolLM2 completes the course's tiny code tasks (12 times each) and short problems of HumanEval (8 times each)."""
     model, tokenizer = models.load("smollm2")
     problems = judging.code_problems()
     tiny = [problem for problem in problems if problem["task_id"].startswith("tiny")]
     units = {
-        "tiny": partial(judging.samples, model, tokenizer, tiny, 16, 64),
-        "humaneval": partial(judging.samples, model, tokenizer, problems[len(tiny) :], 8, 80),
+        "tiny": partial(judging.samples, model, tokenizer, tiny, 12, 48),
+        "humaneval": partial(judging.samples, model, tokenizer, problems[len(tiny) :], 8, 64),
     }
     _units("code", units)
 
