@@ -173,10 +173,10 @@ def generators(leaderboard: Sequence[dict], judge: str = "claude") -> dict[str, 
     text-davinci-003, is better; 2 the model's answer is. `leaderboard`: rows with judge, model, n_wins and n_wins_base.
     """
     counts = {row["model"]: (row["n_wins"], row["n_wins_base"]) for row in leaderboard if row["judge"] == judge}
-    rows = load("alpaca_eval")
-    rows = rows.select(np.flatnonzero(np.array(rows["judge"]) == judge))
     stretches: list[dict] = [{}]
-    for row in rows:
+    for row in load("alpaca_eval").to_list():
+        if row["judge"] != judge:
+            continue
         key = (row["instruction"], row["input"])
         if key in stretches[-1]:
             stretches.append({})
@@ -198,7 +198,7 @@ def judgements(judges: Sequence[str], words: int = 80) -> list[dict]:
     and for each judge the preferred one, 0 (a) or 1 (b). Pairs that a judge called a tie, or judged both ways, are left out.
     """
     found: dict[tuple, dict] = {}
-    for row in load("alpaca_eval"):
+    for row in load("alpaca_eval").to_list():
         answers = [row["output_1"].strip(), row["output_2"].strip()]
         lengths = [len(answer.split()) for answer in answers]
         if (
