@@ -227,5 +227,16 @@ def test_instruction_tuning(page, lab):
         took[f"task {place}"] = seconds_to_change(
             page, lambda place=place: tasks.select_option(index=place), shown.inner_html
         )
+def test_evaluation(page, lab):
+    ids = ["setup", "alpaca", "generators", "arena-static", "arena-widget"]
+    open_and_run(page, lab, "08_evaluation", ids)
+    took = {}
+    cell = widget_cell(page, "arena-widget")
+    picture = cell.locator("img.widget-image")
+    picture.wait_for()
+    source = partial(picture.get_attribute, "src")
+    for name in ("A is better", "B is better", "Tie"):
+        took[name] = seconds_to_change(page, cell.get_by_role("button", name=name).click, source)
+    assert "A was" in cell.locator(".widget-html-content").last.inner_text()
     print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
     assert not page.complaints

@@ -150,6 +150,20 @@ PLANTED = [
     ("group_advantages", "g = rewards.reshape(-1, size); return ((g - g.mean(0)) / (g.std(0) + 1e-4)).reshape(-1)", "dim 0"),
     ("group_advantages", "g = rewards.reshape(-1, size); return (g - g.mean(1)[:, None]).reshape(-1)", "without scaling"),
     ("group_advantages", "g = rewards.reshape(-1, size); return (g / (g.std(1)[:, None] + 1e-4)).reshape(-1)", "without centring"),
+    ("rouge_1", "a, b = prediction.lower().split(), reference.lower().split()\n    return sum(min(a.count(w), b.count(w)) for w in set(a)) / len(a)", "precision"),
+    ("rouge_1", "a, b = prediction.lower().split(), reference.lower().split()\n    return sum(min(a.count(w), b.count(w)) for w in set(a)) / len(b)", "recall"),
+    ("rouge_1", "a, b = set(prediction.lower().split()), set(reference.lower().split())\n    return 2 * len(a & b) / (len(a) + len(b))", "different words"),
+    ("rouge_1", "import collections\n    a, b = collections.Counter(prediction.split()), collections.Counter(reference.split())\n    return 2 * (a & b).total() / (a.total() + b.total())", "Capital"),
+    ("rouge_1", "a, b = prediction.lower().split(), reference.lower().split()\n    p, r = sum(w in b for w in a) / len(a), sum(w in a for w in b) / len(b)\n    return 2 * p * r / (p + r) if p + r else 0.0", "too often"),
+    ("bootstrap_interval", "return tuple(np.quantile(values, [0.5 - level / 2, 0.5 + level / 2]).tolist())", "values themselves"),
+    ("bootstrap_interval", "return tuple(np.quantile(np.mean(values[draws], axis=0), [0.5 - level / 2, 0.5 + level / 2]).tolist())", "axis 0"),
+    ("bootstrap_interval", "return tuple(np.quantile(np.mean(values[draws], axis=1), [1 - level, level]).tolist())", "too wide"),
+    ("bootstrap_interval", "m = sorted(values[d].mean() for d in draws)\n    return tuple(np.quantile(m, [0.5 + level / 2, 0.5 - level / 2]).tolist())", "swapped"),
+    ("bradley_terry_fit", "import utils.evaluation as e\n    return torch.tensor(e.strengths(wins.T.numpy()))", "wrong way"),
+    ("bradley_terry_fit", "import utils.evaluation as e\n    t = torch.tensor(e.strengths(wins.numpy()))\n    return t - t[0]", "mean must be 0"),
+    ("bradley_terry_fit", "import utils.evaluation as e\n    return torch.tensor(e.strengths(wins.numpy())).exp()", "logarithm"),
+    ("bradley_terry_fit", "import utils.evaluation as e\n    return torch.tensor(e.strengths(wins.numpy())) * e.ELO", "Elo"),
+    ("bradley_terry_fit", "x = torch.log(wins.sum(1)) - torch.log(wins.sum(0))\n    return x - x.mean()", "log-odds"),
 ]  # fmt: skip
 ARGUMENTS = {"beam_step": "scores, log_probs", "temperature": "logits, temperature", "top_k": "logits, k"}
 ARGUMENTS |= {"nucleus": "logits, p", "template": "item", "mask_prompt": "ids, prompt, length"}

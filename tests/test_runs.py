@@ -11,6 +11,7 @@ import pytest
 from datasets import load_dataset
 
 from utils import alignment, bottle, course, evaluation, flan, models, rlhf, runs
+from utils import alignment, benchmarks, course, evaluation, flan, judging, models, rlhf, runs
 
 
 def test_a_stored_slice_is_made_again(smollm2):
@@ -146,3 +147,36 @@ def test_the_aligned_models_are_those_of_the_stored_run(name, arm):
     asked = bottle.requests("test", 0, alignment.TESTED)
     now = rlhf.measures(asked, rlhf.drawn(model, tokenizer, asked, 0, model)[0])["grade"].mean()
     assert now == pytest.approx(stored.grade.mean(), abs=0.25)
+BENCHMARKS, JUDGING = runs.RUNS / "benchmarks.parquet", runs.RUNS / "judging.parquet"
+
+
+@pytest.mark.skipif(
+    not BENCHMARKS.exists(), reason=f"{BENCHMARKS.name} is not there: python -m utils.runs benchmarks makes it"
+)
+def test_stored_scores_of_benchmarks_are_made_again(smollm2):
+    stored = pd.read_parquet(BENCHMARKS)
+    wanted = {f"{name}, likelihood": judging.ITEMS for name in judging.BENCHMARKS}
+    wanted |= {f"{name}, letter": judging.LETTERS for name in judging.LETTERED}
+    assert dict(stored.unit.value_counts()) == wanted
+    items = benchmarks.questions("arc", judging.ITEMS)[:4]
+    now = pd.DataFrame(judging.by_likelihood(*smollm2, items))
+    then = stored[stored.unit == "arc, likelihood"].head(4)
+    assert now.acc.tolist() == then.acc.tolist() and now.acc_norm.tolist() == then.acc_norm.tolist()
+    assert np.concatenate(now.logprobs) == pytest.approx(np.concatenate(then.logprobs), abs=0.02)
+    letters = stored[stored.unit == "arc, letter"].head(2)
+    assert [row["written"] for row in judging.by_letter(*smollm2, items[:2])] == letters.written.tolist()
+
+
+@pytest.mark.skipif(not JUDGING.exists(), reason=f"{JUDGING.name} is not there: python -m utils.runs judging makes it")
+def test_stored_judgements_are_made_again(smollm2):
+    stored = pd.read_parquet(JUDGING)
+    sizes = {"graded": 4 * judging.REQUESTS, "likely": judging.PAIRS, "pairs": judging.JUDGED}
+    sizes |= {"own": judging.OWN}
+    assert dict(stored.unit.value_counts()) == sizes
+    pairs = judging.real_pairs(judging.PAIRS)[:2]
+    for unit, make in (("pairs", judging.judged_pairs), ("likely", judging.likely_pairs)):
+        now, then = pd.DataFrame(make(*smollm2, pairs)), stored[stored.unit == unit].head(2)
+        for column in now.columns:
+            assert now[column].tolist() == pytest.approx(then[column].tolist(), abs=0.02)
+    now = pd.DataFrame(judging.graded_replies(*smollm2, judging.known_replies(judging.REQUESTS)[:4]))
+    assert np.stack(now.p) == pytest.approx(np.stack(stored[stored.unit == "graded"].p.head(4)), abs=0.01)

@@ -304,3 +304,23 @@ def test_reward_inspector(rewarded):
         act()
         assert picture.value != before and bytes(picture.value).startswith(b"\x89PNG")
         assert time.process_time() - start < 1
+
+
+def test_arena_is_blind_and_rates():
+    bad = "<script>alert(1)</script>"
+    questions = [{"prompt": f"{bad} {i}", "answers": {"one": f"{bad} a", "two": "b", "three": "c"}} for i in range(3)]
+    arena = widgets.arena(questions)
+    shown, told = parts(arena, ipywidgets.HTML)
+    (picture,) = parts(arena, ipywidgets.Image)
+    a, b, tie = parts(arena, ipywidgets.Button)
+    assert "<script>" not in shown.value and html.escape(bad) in shown.value
+    assert not any(name in shown.value for name in ("one", "two", "three")) and not told.value
+    for button in (a, a, b, tie):
+        before, start = picture.value, time.process_time()
+        button.click()
+        assert picture.value != before and time.process_time() - start < 0.6
+        assert "A was" in told.value
+    votes = [("one", "two", 1.0)] * 5 + [("two", "three", 1.0)] * 5
+    figure = widgets.show_ratings(votes, ["one", "two", "three"])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "two", "three"]
+    assert figure.axes[0].get_title() == "10 votes"

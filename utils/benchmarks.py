@@ -8,10 +8,13 @@ import csv
 import gzip
 import io
 import json
+import random
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, concatenate_datasets, disable_progress_bars, load_from_disk
 
 from utils import wheels
@@ -99,6 +102,95 @@ def load(name: str) -> Dataset:
     return load_from_disk(str(path))
 
 
+def questions(name: str, count: int, seed: int = 0) -> list[dict]:
+    """`count` multiple-choice items of a set, drawn by `seed`: prompt, options and answer as lm-evaluation-harness asks them.
+
+    `name`: hellaswag, piqa, arc (half of it easy, half challenge), mmlu (as many of each subject) or sst2. `lettered`: the same
+    for a model that is to write the letter of its answer.
+    """
+    if name == "arc":
+        return [item for part in ("arc_easy", "arc_challenge") for item in questions(part, count // 2, seed)]
+    rng, rows = random.Random(f"{name} {seed}"), load(name)
+    chosen = rng.sample(range(len(rows)), count)
+    if name == "mmlu":
+        subjects = np.array(rows["subject"])
+        by = [rng.sample(np.flatnonzero(subjects == s).tolist(), -(-count // 57)) for s in sorted(set(subjects))]
+        chosen = [turn[i] for i in range(len(by[0])) for turn in by][:count]
+    items = [_CONVERT[name.split("_")[0]](row) for row in rows.select(chosen)]
+    return [item | {"lettered": _lettered(item)} for item in items]
+
+
+def _lettered(item: dict) -> str:
+    options = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCDE", item["options"], strict=False))
+    return (
+        f"{item['prompt'].removesuffix('Answer:').strip()}\n{options}\nAnswer with the letter of the right option only."
+    )
+
+
+def _clean(text: str) -> str:
+    """HellaSwag without WikiHow's marks, as lm-evaluation-harness cleans it."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def _item(prompt: str, options: list[str], answer: int) -> dict:
+    return dict(prompt=prompt, options=options, answer=int(answer))
+
+
+def _hellaswag(row: dict) -> dict:
+    prompt = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    return _item(_clean(prompt), [_clean(ending) for ending in row["endings"]], row["label"])
+
+
+def _arc(row: dict) -> dict:
+    answer = row["choices"]["label"].index(row["answerKey"])
+    return _item(f"Question: {row['question']}\nAnswer:", row["choices"]["text"], answer)
+
+
+def _mmlu(row: dict) -> dict:
+    about = f"The following are questions (with answers) about {row['subject'].replace('_', ' ')}.\n\n"
+    return _item(f"{about}Question: {row['question'].strip()}\nAnswer:", row["choices"], row["answer"])
+
+
+_CONVERT = {
+    "arc": _arc,
+    "hellaswag": _hellaswag,
+    "mmlu": _mmlu,
+    "piqa": lambda row: _item(f"Question: {row['goal']}\nAnswer:", [row["sol1"], row["sol2"]], row["label"]),
+    "sst2": lambda row: _item(
+        f"{row['sentence'].strip()}\nQuestion: Is this sentence positive or negative?\nAnswer:",
+        ["negative", "positive"],
+        row["label"],
+    ),
+}
+
+
+def generators(leaderboard: Sequence[dict], judge: str = "claude") -> dict[str, dict[tuple[str, str], tuple[str, int]]]:
+    """Who wrote AlpacaEval's answers: {model: {(instruction, input): (its answer, the judge's verdict on it)}}.
+
+    The data name no writer. But a judge judged one model's answers after another's, each instruction once, and the leaderboard
+    says how often each model won and lost: a stretch without a repeated instruction is the model whose counts it has (a few
+    pairs that were judged before are left out of it). Only unmistakable ones are returned. Verdict: 1 the reference, by
+    text-davinci-003, is better; 2 the model's answer is. `leaderboard`: rows with judge, model, n_wins and n_wins_base.
+    """
+    counts = {row["model"]: (row["n_wins"], row["n_wins_base"]) for row in leaderboard if row["judge"] == judge}
+    stretches: list[dict] = [{}]
+    for row in load("alpaca_eval").to_list():
+        if row["judge"] != judge:
+            continue
+        key = (row["instruction"], row["input"])
+        if key in stretches[-1]:
+            stretches.append({})
+        stretches[-1][key] = (row["output_2"], row["preference"])
+    fits = []
+    for n, stretch in enumerate(stretches):
+        verdicts = [verdict for _, verdict in stretch.values()]
+        for model, (wins, losses) in counts.items():
+            missing = wins - verdicts.count(2), losses - verdicts.count(1)
+            if len(stretch) > 700 and min(missing) >= 0 and sum(missing) <= 10:
+                fits.append((model, n))
+    return {model: stretches[n] for model, n in fits if sum(m == model or k == n for m, k in fits) == 1}
+
+
 def judgements(judges: Sequence[str], words: int = 80) -> list[dict]:
     """Answer pairs of AlpacaEval that all these judges judged, each pair once, answers of at most `words` words.
 
@@ -106,7 +198,7 @@ def judgements(judges: Sequence[str], words: int = 80) -> list[dict]:
     and for each judge the preferred one, 0 (a) or 1 (b). Pairs that a judge called a tie, or judged both ways, are left out.
     """
     found: dict[tuple, dict] = {}
-    for row in load("alpaca_eval"):
+    for row in load("alpaca_eval").to_list():
         answers = [row["output_1"].strip(), row["output_2"].strip()]
         lengths = [len(answer.split()) for answer in answers]
         if (

@@ -81,7 +81,7 @@ def fetch() -> None:
     slides.library()
     models.load("smollm2")
     models.minilm()
-    for name in ("squad", "kolaw", "alpaca_eval"):
+    for name in ("squad", "kolaw", "alpaca_eval", "humaneval"):
         benchmarks.load(name)
 
 

@@ -1,6 +1,8 @@
 """Score texts and say how sure a score is."""
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -120,3 +122,118 @@ def score_options(
             score = dict(logprob=found[k, :n].sum().item(), tokens=n, greedy=same[k, :n].all().item())
             scores[part[r]].append(score | dict(next=chosen[k, n].item()))
     return scores
+
+
+def picks(scores: list[list[dict]], items: list[dict]) -> np.ndarray:
+    """Whether each item's right option has the highest score, from `score_options`: (items, 2), 0 or 1.
+
+    The two scores are lm-evaluation-harness's. acc: log p(option). acc_norm: log p(option) / its number of characters.
+    """
+    right = []
+    for found, item in zip(scores, items, strict=True):
+        logprobs = np.array([score["logprob"] for score in found])
+        lengths = [len(option) for option in item["options"]]
+        right.append([np.argmax(by) == item["answer"] for by in (logprobs, logprobs / lengths)])
+    return np.array(right, dtype=float)
+
+
+def score_choices(model: PreTrainedModel, tokenizer, items: list[dict], rows: int = 16) -> tuple[float, float]:
+    """Multiple choice by likelihood: (acc, acc_norm), as lm-evaluation-harness gives them.
+
+    An item is a dict: prompt, options (texts that go behind the prompt, after a space) and answer (the right one's index).
+    """
+    prompts, options = [i["prompt"] for i in items], [[f" {o}" for o in i["options"]] for i in items]
+    acc, acc_norm = picks(score_options(model, tokenizer, prompts, options, rows), items).mean(0)
+    return float(acc), float(acc_norm)
+
+
+# ---- Overlap with a reference ---------------------------------------------------------------------------------------
+
+
+def words(text: str) -> list[str]:
+    """The words that ROUGE counts: runs of letters and digits, in small letters (Korean ones too, unlike rouge-score)."""
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def _f1(shared: int, written: int, wanted: int) -> float:
+    return 2 * shared / (written + wanted) if shared else 0.0
+
+
+def rouge_n(prediction: str, reference: str, n: int = 1) -> float:
+    """ROUGE-n (Lin 2004): the F1 of shared n-grams, each counted as often as in the text that has it less often."""
+    grams = [Counter(zip(*(w[i:] for i in range(n)), strict=False)) for w in map(words, (prediction, reference))]
+    return _f1((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total())
+
+
+def rouge_l(a: str, b: str) -> float:
+    """ROUGE-L: the F1 of the longest common subsequence of words, the same for (b, a).
+
+    One bit a word of `a` and a few operations for each of `b` (Hyyrö 2004), so that all pairs of a data set can be compared.
+    """
+    a, b = words(a), words(b)
+    places: dict[str, int] = {}
+    for i, word in enumerate(a):
+        places[word] = places.get(word, 0) | 1 << i
+    row = (1 << len(a)) - 1
+    for word in b:
+        match = row & places.get(word, 0)
+        row = (row + match) | (row - match)
+    return _f1(len(a) - (row & ((1 << len(a)) - 1)).bit_count(), len(a), len(b))
+
+
+# ---- Arenas ---------------------------------------------------------------------------------------------------------
+
+ELO = 400 / math.log(10)  # a rating's points for a nat: ten to one is 400 points
+
+
+def strengths(wins: np.ndarray) -> np.ndarray:
+    """Bradley and Terry's strengths in nats, mean 0: wins (models, models), [i, j] how often i beat j -> (models,).
+
+    The maximum of the likelihood, by Newton's method. Raises ValueError where there is none: some models never lose to the others.
+    """
+    wins = np.asarray(wins, dtype=float)
+    m = len(wins)
+    reach = np.linalg.matrix_power((wins > 0) + np.eye(m), m) > 0
+    if not reach.all():
+        raise ValueError("Some models have won or lost every vote against the others: their ratings are infinite.")
+    theta, votes = np.zeros(m), wins + wins.T
+    for _ in range(100):
+        p = 1 / (1 + np.exp(theta[None] - theta[:, None]))  # [i, j]: i beats j
+        gradient, weight = (wins - votes * p).sum(1), votes * p * (1 - p)
+        step = np.linalg.solve(np.diag(weight.sum(1)) - weight + 1 / m, gradient)  # + 1/m: fixes the mean at 0
+        theta = theta + step / max(1, np.abs(step).max())
+        if np.abs(step).max() < 1e-10:
+            break
+    return theta - theta.mean()
+
+
+def bradley_terry_ratings(battles, prior: float = 0.0) -> dict[str, float]:
+    """Ratings on Elo's scale, mean 1000, the best first: battles (a, b, score), score 1 where a won, 0 where b did, 0.5 a tie.
+
+    `prior`: draws added between any two models, so that one which never lost has a rating too.
+    """
+    names = sorted({name for a, b, _ in battles for name in (a, b)})
+    wins = np.full((len(names), len(names)), prior / 2) - np.eye(len(names)) * prior / 2
+    for a, b, score in battles:
+        i, j = names.index(a), names.index(b)
+        wins[i, j] += score
+        wins[j, i] += 1 - score
+    ratings = dict(zip(names, (1000 + ELO * strengths(wins)).tolist(), strict=True))
+    return dict(sorted(ratings.items(), key=lambda pair: -pair[1]))
+
+
+def elo(battles, k: float = 16.0) -> dict[str, float]:
+    """Elo's ratings after these battles, in their order: each moves winner and loser by k times the surprise."""
+    ratings: dict[str, float] = {}
+    for a, b, score in battles:
+        x, y = ratings.setdefault(a, 1000.0), ratings.setdefault(b, 1000.0)
+        move = k * (score - 1 / (1 + 10 ** ((y - x) / 400)))
+        ratings[a], ratings[b] = x + move, y - move
+    return ratings
+
+
+def pass_at_k(samples: int, passed: int, k: int) -> float:
+    """Chance that at least one of k solutions passes, where `passed` of `samples` did: unbiased (Chen et al. 2021)."""
+    if not 1 <= k <= samples:
+        raise ValueError(f"k must be between 1 and the number of samples, {samples}; it is {k}.")
+    return 1 - math.comb(samples - passed, k) / math.comb(samples, k)

@@ -197,3 +197,20 @@ def expected(tokens: list[str], chances: list[float], title: str) -> Figure:
     axes.set_title(title, parse_math=False)
     axes.grid(axis="y", visible=False)
     return figure
+
+
+def ratings(rated: dict[str, tuple], title: str, other: dict[str, float] | None = None, label: str = "") -> Figure:
+    """Ratings, the best on top: {name: (rating, low, high)}; `other`: ratings of the same names, to compare with."""
+    figure, axes = plt.subplots(figsize=(11, 0.6 + 0.5 * max(4, len(rated))), layout="none")
+    figure.subplots_adjust(left=0.25, right=0.97, top=0.88, bottom=0.2)
+    for place, (name, (value, low, high)) in enumerate(rated.items()):
+        axes.plot([low, high], [place, place], color=BLUE, lw=5, solid_capstyle="round")
+        axes.plot(value, place, "o", color=BLUE, ms=12, label="rating and interval" if not place else None)
+        if other:
+            axes.plot(other[name], place, "D", color=ORANGE, ms=9, label=label if not place else None)
+    axes.set_yticks(range(len(rated)), list(rated), parse_math=False)
+    axes.set(ylim=(len(rated) - 0.5, -0.5), xlabel="rating (Elo's scale)")
+    axes.set_title(title, parse_math=False)
+    if other:
+        axes.legend(fontsize=13)
+    return figure

@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
-from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, models, pretrain, rewards, rlhf
+from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, judging, models, pretrain, rewards, rlhf
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 PROMPT, NEW = 32, 200  # tokens of a Wikipedia paragraph that are given, and that a decoder (or the writer) adds
@@ -195,13 +195,14 @@ def _stored(name: str) -> tuple[list[dict], dict]:
 def _go_on(
     name: str,
     units: dict[str, Callable[[], list[dict]]],
-    unit: str | Callable[[dict], str],
+    unit: str | Callable[[dict], str] = "unit",
     current: Callable[[dict], bool] = lambda row: True,
     command: str | None = None,
 ) -> None:
     """Make the rows of every unit that is not stored in data/runs/NAME yet, and write after each: a stopped run goes on.
 
-    `unit`: which one a row belongs to (a column, or a function of the row). `current`: whether a stored row is of use.
+    `unit`: which one a row belongs to (a column, which every row gets, or a function of the row). `current`: whether a
+    stored row is of use.
     """
     of = unit if callable(unit) else itemgetter(unit)
     rows, seconds = _stored(name)
@@ -211,10 +212,11 @@ def _go_on(
     for number, (key, make) in enumerate(units.items(), 1):
         if key not in done:
             start = time.perf_counter()
-            rows += make()
+            rows += [row if callable(unit) else {unit: key} | row for row in make()]
             seconds[key] = round(time.perf_counter() - start, 1)
             print(f"{name}, {number}/{len(units)} {key}: {seconds[key]} s", flush=True)
-            _write(name, rows, seconds, command)
+            columns = dict.fromkeys(column for row in rows for column in row)
+            _write(name, [columns | row for row in rows], seconds, command)
 
 
 def templates() -> None:
@@ -339,6 +341,47 @@ def aligned() -> None:
             steps.tokenizer.save_pretrained(models.ALIGNED / name)
 
 
+# ---- Evaluation (notebook 08) ---------------------------------------------------------------------------------------
+
+
+def smollm2_scores() -> None:
+    """SmolLM2 on the benchmarks of its model card, by likelihood and by the letter that it writes."""
+    model, tokenizer = models.load("smollm2")
+    units = {}
+    for name in judging.BENCHMARKS:
+        items = benchmarks.questions(name, judging.ITEMS)
+        units[f"{name}, likelihood"] = partial(judging.by_likelihood, model, tokenizer, items)
+        if name in judging.LETTERED:
+            units[f"{name}, letter"] = partial(judging.by_letter, model, tokenizer, items[: judging.LETTERS])
+    _go_on("benchmarks", units)
+
+
+def smollm2_judges() -> None:
+    """SmolLM2 as a judge: of the bottle's replies, of AlpacaEval's pairs, and of its own answers beside others'."""
+    model, tokenizer = models.load("smollm2")
+    pairs = judging.real_pairs(judging.PAIRS)
+    replies = judging.known_replies(judging.REQUESTS)
+    units = {
+        "graded": partial(judging.graded_replies, model, tokenizer, replies),
+        "likely": partial(judging.likely_pairs, model, tokenizer, pairs),
+        "pairs": partial(judging.judged_pairs, model, tokenizer, pairs[: judging.JUDGED]),
+        "own": partial(judging.own_answers, model, tokenizer, pairs[: judging.OWN]),
+    }
+    _go_on("judging", units)
+
+
+def smollm2_code() -> None:
+    """SmolLM2 completes the course's tiny code tasks (12 times each) and short problems of HumanEval (8 times each)."""
+    model, tokenizer = models.load("smollm2")
+    problems = judging.code_problems()
+    tiny = [problem for problem in problems if problem["task_id"].startswith("tiny")]
+    units = {
+        "tiny": partial(judging.samples, model, tokenizer, tiny, 12, 48),
+        "humaneval": partial(judging.samples, model, tokenizer, problems[len(tiny) :], 8, 64),
+    }
+    _go_on("code", units)
+
+
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
     """Write data/runs/NAME.*: the rows, and the log of the run (NAME, where it is not told)."""
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -365,6 +408,9 @@ if __name__ == "__main__":
         "judges": judges,
         "rlhf": every_rlhf_arm,
         "aligned": aligned,
+        "benchmarks": smollm2_scores,
+        "judging": smollm2_judges,
+        "code": smollm2_code,
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
     parser.add_argument("name", choices=known, help="the run; a stopped one goes on")

@@ -510,3 +510,48 @@ def reward_inspector(reward_models: dict, tokenizer, requests: list[dict], longe
     reply.observe(draw, "value")
     ask()
     return ipywidgets.VBox([chosen, ready, reply, picture])
+
+
+def show_ratings(votes: list[tuple], names: list[str]) -> Figure:
+    """Bradley-Terry ratings of blind votes (a, b, score), with a draw between any two models as a start, and their intervals."""
+    start = [(a, b, 0.5) for i, a in enumerate(names) for b in names[:i]]  # so that everybody has a rating at once
+    rated = evaluation.bradley_terry_ratings([*start, *votes])
+    rng, others = np.random.default_rng(0), []
+    for _ in range(40 if votes else 0):
+        drawn = [votes[i] for i in rng.integers(len(votes), size=len(votes))]
+        others.append(evaluation.bradley_terry_ratings([*start, *drawn]))
+    spread = {n: np.quantile([o[n] for o in others] or [rated[n]], [0.025, 0.975]) for n in rated}
+    title = f"{len(votes)} vote{'s' * (len(votes) != 1)}"
+    return plots.ratings({n: (value, *spread[n]) for n, value in rated.items()}, title)
+
+
+def arena(questions: list[dict], seed: int = 0) -> ipywidgets.Widget:
+    """Blind votes: two models' answers to a question, shown without names until you have voted; live ratings.
+
+    `questions`: dicts with prompt and answers, {model: its answer}.
+    """
+    names, rng = sorted({name for q in questions for name in q["answers"]}), np.random.default_rng(seed)
+    state = {"votes": [], "round": None}
+    shown, told = ipywidgets.HTML(), ipywidgets.HTML()
+    picture = ipywidgets.Image(format="png", width=880)
+    buttons = {"A is better": 1.0, "B is better": 0.0, "Tie": 0.5}
+
+    def draw() -> None:
+        question = questions[rng.integers(len(questions))]
+        a, b = rng.choice(sorted(question["answers"]), 2, replace=False).tolist()
+        state["round"] = (a, b)
+        shown.value = pair_table(question, question["answers"][a], question["answers"][b])
+        picture.value = png(show_ratings(state["votes"], names))
+
+    def vote(score: float) -> None:
+        a, b = state["round"]
+        state["votes"].append((a, b, score))
+        told.value = f'<div style="font-size:1.2em">A was <b>{escape(a)}</b>, B was <b>{escape(b)}</b>.</div>'
+        draw()
+
+    pressed = []
+    for name, score in buttons.items():
+        pressed.append(ipywidgets.Button(description=name))
+        pressed[-1].on_click(lambda _, score=score: vote(score))
+    draw()
+    return ipywidgets.VBox([shown, ipywidgets.HBox(pressed), told, picture])
