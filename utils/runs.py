@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
-from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, models, pretrain, rewards, rlhf
+from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, models, pretrain, prompting, rewards, rlhf
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 PROMPT, NEW = 32, 200  # tokens of a Wikipedia paragraph that are given, and that a decoder (or the writer) adds
@@ -322,6 +322,27 @@ def every_rlhf_arm(seeds: tuple[int, ...] = SEEDS) -> None:
             _write(name, rows, seconds, f"rlhf --seed {seed}")
 
 
+# ---- Prompting (notebook 07) ----------------------------------------------------------------------------------------
+
+
+def prompts() -> None:
+    """Every unit of `prompting.plan`; goes on where it was stopped."""
+    (rows, seconds), loaded = _stored("prompts"), {}
+    units = prompting.plan()
+    for number, unit in enumerate(units, 1):
+        key = " | ".join(str(value) for value in unit.values())
+        if key in seconds:
+            continue
+        if unit["model"] not in loaded:
+            loaded[unit["model"]] = models.load(unit["model"])
+        start = time.process_time()  # other programs do not count
+        rows += [unit | row for row in prompting.measure(unit, *loaded[unit["model"]])]
+        seconds[key] = round(time.process_time() - start, 1)
+        right = [row["right"] for row in rows if all(row[name] == unit[name] for name in unit)]
+        print(f"{number}/{len(units)} {key}: {sum(right)} of {len(right)}, {seconds[key]} s", flush=True)
+        _write("prompts", rows, seconds)
+
+
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
     """Write data/runs/NAME.*: the rows, and the log of the run (NAME, where it is not told)."""
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -347,9 +368,12 @@ if __name__ == "__main__":
         "rewards": reward_models,
         "judges": judges,
         "rlhf": every_rlhf_arm,
+        "prompts": prompts,
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
-    parser.add_argument("name", choices=known, help="the run; flan, rewards and rlhf go on where they were stopped")
+    parser.add_argument(
+        "name", choices=known, help="the run; flan, rewards, rlhf and prompts go on where they were stopped"
+    )
     parser.add_argument("--part", default="1/1", help="of flan: 1/2 in one process beside 2/2 in another; then without")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--seed", type=int, action="append", help="of rlhf: only this one; may be repeated")
