@@ -336,36 +336,42 @@ BOTTLE = {
     "two_letters": "two_letters",
     "four_letters": "two_letters",
 }
-CHAINS, TEMPERATURE, PART = 10, 0.7, 100
+CHAINS, TEMPERATURE, PART, HALF = 10, 0.7, 50, 25
 
 
 def plan() -> list[dict]:
-    """The units of the stored run: model, experiment, task, setting, part (which 100 items). The first hundred come first."""
-    units = []
+    """The units of the stored run: model, experiment, task, setting, part (which fifty items); the first fifty come first."""
+    units, once, all_ = [], (0,), (0, 1, 2, 3)
 
-    def add(experiment, task, settings, parts=(0, 1), model=SMOLLM2):
+    def add(experiment, task, settings, parts=all_, model=SMOLLM2):
         names = dict(model=model, experiment=experiment, task=task)
         units.extend(names | dict(setting=str(s), part=part) for part in parts for s in settings)
 
     for rung in LADDER:
         for task in BOTTLE:
-            add("ladder", task, ["direct", "steps"], (0,), rung)
-    for rung in LADDER[-3:]:
-        add("ladder votes", "marbles", ["steps"], (0,), rung)
-    for task in TASKS:
-        add("few-shot", task, (0, 1, 4) if task in ("sst2", "triviaqa", "facts") else (0, 4))
+            add("ladder", task, ["direct", "steps"], once, rung)
     for task in ("problems", "gsm8k"):
+        add("few-shot", task, (0, 4))
         add("steps", task, ["steps"])
-    for words in ("2 words", "4 words"):
-        add("letters", words, ["direct", "steps"], (0,))
-    for task in ("facts", "instructions", "korean", "triviaqa"):
-        add("chat", task, ["plain", "chat"], (0,))
-    add("trigger", "problems", TRIGGERS, (0,))
-    add("trigger", "gsm8k", TRIGGERS[:2])
-    add("votes", "problems", ["steps"])
-    add("wording", "facts", range(len(WORDINGS["facts"])))
-    add("wording", "sst2", range(len(WORDINGS["sst2"])))
     add("order", "sst2", range(20))
+    add("wording", "sst2", range(len(WORDINGS["sst2"])))
+    add("wording", "facts", range(len(WORDINGS["facts"])), all_[:3])
+    for task in ("facts", "instructions", "korean"):
+        add("chat", task, ["plain", "chat"], all_[:1] if task == "korean" else all_[:2])
+    add("trigger", "problems", TRIGGERS, all_[:2])
+    for words in ("2 words", "4 words"):
+        add("letters", words, ["direct", "steps"], all_[:2])
+    for task in ("facts", "sst2", "triviaqa", "imdb", "arc_easy", "boolq", "mmlu"):
+        add(
+            "few-shot",
+            task,
+            (0, 1, 4) if task in ("sst2", "triviaqa", "facts") else (0, 4),
+            all_[:3] if task == "facts" else all_,
+        )
+    add("votes", "problems", ["steps"])
+    for rung in LADDER[-3:]:
+        add("ladder votes", "marbles", ["steps"], once, rung)
+    add("trigger", "gsm8k", TRIGGERS[:2])
     return sorted(units, key=lambda unit: unit["part"])
 
 
@@ -382,9 +388,11 @@ def measure(unit: dict, model, tokenizer, count: int = PART, **options) -> list[
     start, stop = part * PART, part * PART + min(count, PART)
     options = dict(cache=False) | options
     if experiment.startswith("ladder"):
-        return _on_the_ladder(unit, model, tokenizer, count, **options)
+        return _on_the_ladder(unit, model, tokenizer, 2 * count, **options)
     name, kind = ("letters", task) if experiment == "letters" else (task, None)
     asked, pool = items(name, kind)[0][start:stop], items(name, "2 words" if kind else None)[1]
+    if task == "problems":
+        pool = [example for example in pool if example["difficulty"] == asked[0]["difficulty"]]
     template, rows = TASKS.get(name, ASK), []
     if experiment in ("few-shot", "steps", "letters"):
         worked = setting == "steps"
@@ -406,13 +414,13 @@ def measure(unit: dict, model, tokenizer, count: int = PART, **options) -> list[
     elif experiment == "trigger":
         rows = triggered(model, tokenizer, asked, setting, 64 if task == "gsm8k" else 40, **options)
     elif experiment == "votes":
-        asked = items(task)[0][part * GROUP : part * GROUP + min(count, GROUP)]
+        asked = items(task)[0][part * HALF : part * HALF + min(count, HALF)]
         prompts = shots(template, asked, pool, 4, f"votes {part}", answer="steps")
         greedy = in_groups(model, tokenizer, prompts, asked, new_tokens=CHAIN[task], **options)
         drawn = generate(
             model, tokenizer, prompts * CHAINS, CHAIN[task], stop=["\n"], temperature=TEMPERATURE, **options
         )
-        return _votes(greedy, drawn, asked, part * GROUP)
+        return _votes(greedy, drawn, asked, part * HALF)
     return [dict(item=start + i, draw=0) | row for i, row in enumerate(rows)]
 
 

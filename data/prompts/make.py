@@ -12,55 +12,16 @@ EACH = 120  # questions of each difficulty
 NAMES = "Mia Noah Emma Liam Olivia Ethan Ava Lucas Sofia Daniel Grace Henry Chloe Samuel Nora Leo Ruby Oscar Alice Hugo"
 THINGS = "apples pencils stickers marbles cookies books shells coins cards balloons stamps oranges"
 
-# Easy: one-digit numbers, first up or down, then down or up. Each: text, first step's sign, second step's sign.
+# Easy: one-digit numbers, first up, then down.
 EASY = [
-    (
-        "{name} has {a} {things}. A friend gives {name} {b} more, and then {name} loses {c}. How many {things} does {name} have now?",
-        "+",
-        "-",
-    ),
-    (
-        "There are {a} {things} on a table. {name} puts {b} more on it and later takes {c} away. How many {things} are on the table?",
-        "+",
-        "-",
-    ),
-    (
-        "{name} buys {a} {things} on Monday and {b} on Tuesday, and gives {c} of them to a sister. How many {things} are left?",
-        "+",
-        "-",
-    ),
-    ("A box holds {a} {things}. {name} takes out {b} and puts in {c}. How many {things} are in the box?", "-", "+"),
-    (
-        "{name} had {a} {things}, sold {b} of them and bought {c} new ones. How many {things} does {name} have?",
-        "-",
-        "+",
-    ),
-    (
-        "{name} found {a} {things} in the morning and {b} in the afternoon, but {c} of them were broken. How many were not broken?",
-        "+",
-        "-",
-    ),
-    (
-        "{a} people are on a bus with {name}. At the first stop {b} get off and {c} get on. How many people are on the bus with {name} now?",
-        "-",
-        "+",
-    ),
-    (
-        "{name} reads {a} pages on the first day, {b} on the second and {c} on the third. How many pages is that?",
-        "+",
-        "+",
-    ),
-    (
-        "{name} had {a} dollars, spent {b} on lunch and {c} on a drink. How many dollars does {name} have left?",
-        "-",
-        "-",
-    ),
-    (
-        "A shelf in the class of {name} has {a} {things}. The teacher adds {b} and then adds {c} more. How many {things} are there?",
-        "+",
-        "+",
-    ),
+    "{name} has {a} {things}. A friend gives {name} {b} more, and then {name} loses {c}. How many {things} does {name} have now?",
+    "There are {a} {things} on a table. {name} puts {b} more on it and later takes {c} away. How many {things} are on the table?",
+    "{name} buys {a} {things} on Monday and {b} on Tuesday, and gives {c} of them away. How many {things} are left?",
+    "{name} found {a} {things} and then {b} more, but {c} of them broke. How many {things} are left?",
+    "{name} had {a} {things}, bought {b} more and lost {c}. How many {things} does {name} have?",
+    "{name} puts {a} {things} in a box, adds {b} and takes {c} out. How many {things} are in the box?",
 ]
+EASY = [(text, "+", "-") for text in EASY]
 # Hard: a product of a one-digit and a two-digit number, then a sum or a difference of two-digit numbers.
 HARD = [
     (
