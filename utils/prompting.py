@@ -15,7 +15,6 @@ import os
 import random
 import re
 import string
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -85,9 +84,9 @@ def remembered(make: Callable[[], list], **key) -> list:
         return json.loads(file.read_text(encoding="utf-8"))
     found = make()
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".unfinished", delete=False, encoding="utf-8") as new:
-        json.dump(found, new)
-    os.replace(new.name, file)
+    new = file.with_suffix(f".{os.getpid()}")
+    new.write_text(json.dumps(found), encoding="utf-8")
+    new.replace(file)
     return found
 
 
@@ -95,7 +94,7 @@ def generate(
     model, tokenizer, prompts: Sequence[str], new_tokens: int, *, stop: Sequence[str] = (), temperature: float = 0.0,
     seed: int = 0, rows: int = 50, shared: bool = True, cache: bool = True, progress: bool = False, **options,
 ) -> list[str]:  # fmt: skip
-    """What the model writes after each prompt, up to a stop string; greedy at temperature 0, drawn with `seed` above.
+    """What the model writes after each prompt, up to a stop string (not one that it begins with); greedy at temperature 0, else drawn by `seed`.
 
     `rows` prompts at a time, of about the same length. `shared`: what all prompts of a batch begin with is read once.
     `cache`: replies are remembered. `options`: for `decoding.sample` or `greedy`.
@@ -126,14 +125,24 @@ def _write(model, tokenizer, ids: list[list[int]], shared, seed, new_tokens, sto
     if known:
         options["prefix"] = torch.tensor([ids[0][:known]], device=model.device)
     if stop:
-        options["stop"] = decoding.stop_at(tokenizer, stop, longest)
+        options["stop"] = _stop_at(tokenizer, stop, longest)
     if temperature:
         generator = torch.Generator(model.device).manual_seed(seed)
         out = decoding.sample(model, own, new_tokens, temperature, generator=generator, **options)
     else:
         out = decoding.greedy(model, own, new_tokens, **options)
     texts = tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
-    return [re.split("|".join(map(re.escape, stop)), text)[0] if stop else text for text in texts]
+    return [re.split("|".join(map(re.escape, stop)), text.lstrip())[0] if stop else text for text in texts]
+
+
+def _stop_at(tokenizer, strings: Sequence[str], prompt_length: int) -> Callable:
+    """`decoding.stop_at`, but a string at the very beginning ends nothing: many replies begin on a new line."""
+
+    def stop(ids: torch.Tensor) -> torch.Tensor:
+        texts = tokenizer.batch_decode(ids[:, prompt_length:], skip_special_tokens=True)
+        return torch.tensor([any(s in text.lstrip() for s in strings) for text in texts], device=ids.device)
+
+    return stop
 
 
 # ---- Answers --------------------------------------------------------------------------------------------------------
@@ -283,7 +292,11 @@ def answer(model, tokenizer, prompts: list[str], asked: list[dict], new_tokens: 
 
 
 def is_right(reply: str, item: dict) -> bool:
-    """Whether a reply answers an item: its number, its text, or (an instruction) whether the constraint is kept."""
+    """Whether a reply answers an item: its number, its text, or (an instruction) whether the constraint is kept.
+
+    The first paragraph counts: what follows may be a question that the model made up.
+    """
+    reply = reply.strip().split("\n\n")[0]
     if item.get("check"):
         return follows(reply, item["check"])
     if item.get("number"):
@@ -327,16 +340,13 @@ WORDINGS = {
         "Here is a question: {a} And here is its answer:",
     ],
 }
-TRIGGERS = ["", "Let's think step by step.", "First,", "Don't think. Just feel.", "Abrakadabra!"]
+TRIGGERS = ["", "Let's think step by step.", "Don't think. Just feel.", "Abrakadabra!"]
 SMOLLM2, LADDER = "smollm2", [f"ladder/{rung}" for rung in pretrain.RUNGS]
 CHAIN = {"problems": 40, "gsm8k": 96, "2 words": 48, "4 words": 80}  # tokens that a worked solution may take
-BOTTLE = {
-    "marbles": "marbles",
-    "long_marbles": "long_marbles",
-    "two_letters": "two_letters",
-    "four_letters": "two_letters",
-}
-CHAINS, TEMPERATURE, PART, HALF = 10, 0.7, 50, 25
+BOTTLE = {task: task for task in ("marbles", "long_marbles", "two_letters")} | {
+    "four_letters": "two_letters"
+}  # examples
+CHAINS, TEMPERATURE, PART, HALF = 10, 0.7, 50, 25  # chains that vote; items of a unit, and of one with votes
 
 
 def plan() -> list[dict]:
@@ -350,27 +360,26 @@ def plan() -> list[dict]:
     for rung in LADDER:
         for task in BOTTLE:
             add("ladder", task, ["direct", "steps"], once, rung)
-    for task in ("problems", "gsm8k"):
-        add("few-shot", task, (0, 4))
-        add("steps", task, ["steps"])
-    add("order", "sst2", range(20))
-    add("wording", "sst2", range(len(WORDINGS["sst2"])))
-    add("wording", "facts", range(len(WORDINGS["facts"])), all_[:3])
-    for task in ("facts", "instructions", "korean"):
-        add("chat", task, ["plain", "chat"], all_[:1] if task == "korean" else all_[:2])
-    add("trigger", "problems", TRIGGERS, all_[:2])
-    for words in ("2 words", "4 words"):
-        add("letters", words, ["direct", "steps"], all_[:2])
-    for task in ("facts", "sst2", "triviaqa", "imdb", "arc_easy", "boolq", "mmlu"):
-        add(
-            "few-shot",
-            task,
-            (0, 1, 4) if task in ("sst2", "triviaqa", "facts") else (0, 4),
-            all_[:3] if task == "facts" else all_,
-        )
-    add("votes", "problems", ["steps"])
     for rung in LADDER[-3:]:
         add("ladder votes", "marbles", ["steps"], once, rung)
+    add("order", "sst2", range(20))
+    add("wording", "sst2", range(len(WORDINGS["sst2"])))
+    add("few-shot", "problems", (0, 4))
+    add("steps", "problems", ["steps"])
+    add("few-shot", "gsm8k", (0, 4))
+    for words in ("4 words", "2 words"):
+        add("letters", words, ["direct", "steps"], all_[:2])
+    add("wording", "facts", range(len(WORDINGS["facts"])), all_[:3])
+    for task in ("facts", "instructions"):
+        add("chat", task, ["plain", "chat"], all_[:1] if task == "instructions" else all_[:3])
+    add("trigger", "problems", TRIGGERS)
+    add("votes", "problems", ["steps"])
+    for task in ("facts", "sst2", "triviaqa"):
+        add("few-shot", task, (0, 1, 4), all_[:3] if task == "facts" else all_)
+    for task in ("arc_easy", "imdb", "boolq", "mmlu"):
+        add("few-shot", task, (0, 4))
+    add("chat", "korean", ["plain", "chat"], once)
+    add("steps", "gsm8k", ["steps"])
     add("trigger", "gsm8k", TRIGGERS[:2])
     return sorted(units, key=lambda unit: unit["part"])
 
@@ -385,43 +394,44 @@ def orders(number: int = 20) -> list[list[dict]]:
 def measure(unit: dict, model, tokenizer, count: int = PART, **options) -> list[dict]:
     """Run one unit of `plan` on its items (the first `count`): a list of {item, draw, said, right}."""
     experiment, task, setting, part = (unit[key] for key in ("experiment", "task", "setting", "part"))
-    start, stop = part * PART, part * PART + min(count, PART)
-    options = dict(cache=False) | options
+    options, start, size = dict(cache=False) | options, part * PART, min(count, PART)
     if experiment.startswith("ladder"):
         return _on_the_ladder(unit, model, tokenizer, 2 * count, **options)
-    name, kind = ("letters", task) if experiment == "letters" else (task, None)
-    asked, pool = items(name, kind)[0][start:stop], items(name, "2 words" if kind else None)[1]
+    name, words = ("letters", (task, "2 words")) if experiment == "letters" else (task, (None, None))
+    asked, pool = items(name, words[0])[0][start : start + size], items(name, words[1])[1]
     if task == "problems":
         pool = [example for example in pool if example["difficulty"] == asked[0]["difficulty"]]
-    template, rows = TASKS.get(name, ASK), []
-    if experiment in ("few-shot", "steps", "letters"):
-        worked = setting == "steps"
-        prompts = shots(
-            template, asked, pool, 4 if kind or worked else int(setting), part, answer="steps" if worked else "answer"
-        )
-        rows = in_groups(model, tokenizer, prompts, asked, new_tokens=CHAIN[task] if worked else 12, **options)
-    elif experiment == "wording":
-        prompts = [build(WORDINGS[task][int(setting)], item) for item in asked]
-        rows = answer(model, tokenizer, prompts, asked, **options)
-    elif experiment == "order":
-        prompts = [build(template, item, orders()[int(setting)]) for item in asked]
-        rows = answer(model, tokenizer, prompts, asked, **options)
-    elif experiment == "chat":
-        prompts = [chat(tokenizer, i["a"]) if setting == "chat" else i["a"] + "\n" for i in asked]
-        texts = generate(model, tokenizer, prompts, 32 if task == "instructions" else 20, **options)
-        said = [text.strip().split("\n\n")[0] for text in texts]
-        rows = [dict(said=s, right=is_right(s, item)) for s, item in zip(said, asked, strict=True)]
-    elif experiment == "trigger":
-        rows = triggered(model, tokenizer, asked, setting, 64 if task == "gsm8k" else 40, **options)
-    elif experiment == "votes":
-        asked = items(task)[0][part * HALF : part * HALF + min(count, HALF)]
-        prompts = shots(template, asked, pool, 4, f"votes {part}", answer="steps")
-        greedy = in_groups(model, tokenizer, prompts, asked, new_tokens=CHAIN[task], **options)
-        drawn = generate(
-            model, tokenizer, prompts * CHAINS, CHAIN[task], stop=["\n"], temperature=TEMPERATURE, **options
-        )
-        return _votes(greedy, drawn, asked, part * HALF)
+    if experiment == "votes":
+        return _draw(model, tokenizer, asked[:HALF], pool, CHAIN[task], part, **options)
+    if experiment == "trigger":
+        rows = triggered(model, tokenizer, asked, setting, 72, **options)
+    else:
+        new_tokens = CHAIN[task] if setting == "steps" else 24 if experiment == "chat" else 12
+        options |= dict(new_tokens=new_tokens, stop=[] if experiment == "chat" else ["\n"])
+        rows = in_groups(model, tokenizer, _asked(unit, tokenizer, asked, pool), asked, **options)
     return [dict(item=start + i, draw=0) | row for i, row in enumerate(rows)]
+
+
+def _asked(unit: dict, tokenizer, asked: list[dict], pool: list[dict]) -> list[str]:
+    """The prompts of a unit: other words, another order, plain or in the chat template, or after examples."""
+    experiment, task, setting = unit["experiment"], unit["task"], unit["setting"]
+    if experiment == "wording":
+        return [build(WORDINGS[task][int(setting)], item) for item in asked]
+    if experiment == "order":
+        return [build(TASKS[task], item, orders()[int(setting)]) for item in asked]
+    if experiment == "chat":
+        return [chat(tokenizer, item["a"]) if setting == "chat" else item["a"] + "\n" for item in asked]
+    shown, k = "steps" if setting == "steps" else "answer", int(setting) if experiment == "few-shot" else 4
+    return shots(TASKS.get(task, ASK), asked, pool, k, unit["part"], answer=shown)
+
+
+def _draw(model, tokenizer, asked: list[dict], pool: list[dict], new_tokens: int, part: int, **options) -> list[dict]:
+    """The greedy chain of every item and CHAINS drawn ones, after the same worked examples."""
+    prompts = shots(ASK, asked, pool, 4, f"votes {part}", answer="steps")
+    settings = dict(new_tokens=new_tokens, stop=["\n"]) | options
+    greedy = answer(model, tokenizer, prompts, asked, **settings)
+    drawn = generate(model, tokenizer, prompts * CHAINS, temperature=TEMPERATURE, **settings)
+    return _votes(greedy, drawn, asked, part * PART)
 
 
 def _votes(greedy: list[dict], drawn: list[str], asked: list[dict], start: int = 0) -> list[dict]:
