@@ -239,4 +239,22 @@ def test_evaluation(page, lab):
         took[name] = seconds_to_change(page, cell.get_by_role("button", name=name).click, source)
     assert "A was" in cell.locator(".widget-html-content").last.inner_text()
     print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
+def test_prompting(page, lab):
+    open_and_run(page, lab, "07_prompting", ["setup", "workbench-figure", "workbench-widget"])
+    took = {}
+    cell = widget_cell(page, "workbench-widget")
+    shown = cell.locator(".widget-html-content").last
+    shown.wait_for()
+    areas = cell.locator("textarea")
+    assert areas.count() == 2
+    areas.nth(0).fill("<img src=x onerror=\"document.title = 'bad'\"> Copy: <script>document.title = 'bad'</script>")
+    areas.nth(1).fill('<b>고양이</b> & "quotes"')
+    for name in ("run", "template"):
+        button = cell.get_by_role("button", name="Run both")
+        took[name] = seconds_to_change(page, button.click, shown.inner_text)
+        page.wait_for_function("() => !document.body.innerText.includes('writing …')")
+        cell.locator("input[type=checkbox]").click()
+    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
+    assert shown.locator("img, script").count() == 0
+    assert page.title() != "bad"
     assert not page.complaints

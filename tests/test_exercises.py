@@ -16,7 +16,7 @@ ALL = [(name, message) for name, task in exercises.EXERCISES.items() for message
 
 def student(name, code):
     """A function written as a student would write it."""
-    scope = {"torch": torch, "np": np}
+    scope = {"torch": torch, "np": np, "re": re}
     exec(code, scope)
     return scope[name]
 
@@ -164,6 +164,21 @@ PLANTED = [
     ("bradley_terry_fit", "import utils.evaluation as e\n    return torch.tensor(e.strengths(wins.numpy())).exp()", "logarithm"),
     ("bradley_terry_fit", "import utils.evaluation as e\n    return torch.tensor(e.strengths(wins.numpy())) * e.ELO", "Elo"),
     ("bradley_terry_fit", "x = torch.log(wins.sum(1)) - torch.log(wins.sum(0))\n    return x - x.mean()", "log-odds"),
+    ("parse_answer", "m = re.findall(r'-?[\\d,]*\\d', reply)\n    return m[-1].replace(',', '') if m else 'none'", "may go on writing"),
+    ("parse_answer", "m = re.search(r'-?[\\d,]*\\d', reply)\n    return m[0].replace(',', '') if m else 'none'", "of the steps"),
+    ("parse_answer", "m = re.search(r'answer is\\D*?(-?[\\d,]*\\d)', reply)\n    m = [m[1]] if m else re.findall(r'-?[\\d,]*\\d', reply)\n    return m[-1].replace(',', '') if m else 'none'", "rpartition"),
+    ("parse_answer", "m = re.findall(r'answer is\\D*?(-?[\\d,]*\\d)', reply)\n    return m[-1].replace(',', '') if m else 'none'", "give up"),
+    ("parse_answer", "m = re.findall(r'answer is\\D*?(-?[\\d,]*\\d)', reply) or re.findall(r'-?[\\d,]*\\d', reply)\n    return m[-1] if m else 'none'", "same answer"),
+    ("parse_answer", "m = re.findall(r'answer is\\D*?(\\d[\\d,]*)', reply) or re.findall(r'\\d[\\d,]*', reply)\n    return m[-1].replace(',', '') if m else 'none'", "sign"),
+    ("majority_vote", "from collections import Counter\n    return Counter(answers).most_common(1)[0][0]", "vote too"),
+    ("majority_vote", "from collections import Counter\n    c = Counter(a for a in answers if a != 'none')\n    return c.most_common(1)[0][1] if c else 0", "number of votes"),
+    ("majority_vote", "return max(sorted(set(answers) - {'none'}, key=float), key=float, default='none')", "largest"),
+    ("majority_vote", "best, top = 'none', 0\n    for a in answers:\n        n = answers.count(a)\n        if a != 'none' and n >= top: best, top = a, n\n    return best", "the first one counts"),
+    ("few_shot_prompt", "s = instruction + '\\n\\n'\n    for q, a in examples: s += 'Question: ' + q + '\\nAnswer: ' + a + '\\n\\n'\n    return s + 'Question: ' + question + '\\nAnswer: '", "ends in a space"),
+    ("few_shot_prompt", "s = instruction + '\\n\\n'\n    for q, a in examples: s += 'Question: ' + q + '\\nAnswer:\\n\\n'\n    return s + 'Question: ' + question + '\\nAnswer:'", "no answers"),
+    ("few_shot_prompt", "s = ''\n    for q, a in examples: s += 'Question: ' + q + '\\nAnswer: ' + a + '\\n\\n'\n    return s + 'Question: ' + question + '\\nAnswer:'", "instruction is missing"),
+    ("few_shot_prompt", "s = instruction + '\\n'\n    for q, a in examples: s += 'Question: ' + q + '\\nAnswer: ' + a + '\\n'\n    return s + 'Question: ' + question + '\\nAnswer:'", "empty line"),
+    ("few_shot_prompt", "s = instruction + '\\n\\n'\n    for q, a in examples: s += 'Question: ' + q + '\\nAnswer: ' + a + '\\n\\n'\n    return s + question", "does not look like"),
 ]  # fmt: skip
 ARGUMENTS = {"beam_step": "scores, log_probs", "temperature": "logits, temperature", "top_k": "logits, k"}
 ARGUMENTS |= {"nucleus": "logits, p", "template": "item", "mask_prompt": "ids, prompt, length"}

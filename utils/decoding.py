@@ -56,7 +56,9 @@ class _Reserved(DynamicLayer):
 class _Reader:
     """A model that reads on: `read(ids)` returns the logits of the last position, (batch, vocabulary)."""
 
-    def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None):
+    def __init__(
+        self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, prefix: Tensor | None = None
+    ):
         if input_ids.ndim != 2 or not input_ids.shape[1]:
             raise ValueError(
                 f"input_ids must be (batch, prompt) with at least one token, not {tuple(input_ids.shape)}."
@@ -70,12 +72,18 @@ class _Reader:
         self.model = model
         self.cache = Cache(layer_class_to_replicate=_Reserved)
         padded = attention_mask is not None and not bool(attention_mask.all())
-        self.mask = attention_mask if padded else None
+        self.mask = None
+        if prefix is not None:  # read once, then the same keys and values for every row
+            self.model(prefix, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            self.take(prefix.new_zeros(len(input_ids)))
+        if padded:
+            seen = attention_mask.new_ones(len(input_ids), self.cache.get_seq_length())
+            self.mask = torch.cat([seen, attention_mask], dim=1)
 
     def read(self, ids: Tensor, keep: int = 1) -> Tensor:
         extra = {}
         if self.mask is not None:
-            if self.cache.get_seq_length():
+            if self.mask.shape[1] == self.cache.get_seq_length():
                 self.mask = torch.cat([self.mask, self.mask.new_ones(ids.shape)], dim=1)
             positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             extra = {"attention_mask": self.mask, "position_ids": positions}
@@ -106,13 +114,15 @@ def stream(
     attention_mask: Tensor | None = None,
     ignore_eos: bool = False,
     stop: Callable[[Tensor], Tensor] | None = None,
+    prefix: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yield one token for each row, (batch,), as soon as it is chosen, until every row has ended.
 
     `choose(logits, ids)` picks them: logits (batch, vocabulary), ids (batch, tokens so far) -> (batch,).
     `stop(ids)` says which rows have just ended besides those at the end-of-sequence token: ids -> bool (batch,).
+    `prefix` (1, tokens): a beginning that all prompts share and `input_ids` leave out: it is read once for all of them.
     """
-    reader, ids = _Reader(model, input_ids, attention_mask), input_ids
+    reader, ids = _Reader(model, input_ids, attention_mask, prefix), input_ids
     eos, pad = _special(model, ignore_eos)
     eos = torch.tensor(eos, dtype=torch.long, device=ids.device)
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
@@ -130,7 +140,7 @@ def stream(
 
 
 def greedy(model, input_ids, max_new_tokens, repetition_penalty=1.0, **options) -> Tensor:
-    """The likeliest token, at every step. `options`: attention_mask, ignore_eos, stop, as in `stream`."""
+    """The likeliest token, at every step. `options`: attention_mask, ignore_eos, stop, prefix, as in `stream`."""
 
     def choose(logits: Tensor, ids: Tensor) -> Tensor:
         return penalize_repeats(logits, ids, repetition_penalty, options.get("attention_mask")).argmax(-1)

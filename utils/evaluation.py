@@ -1,9 +1,11 @@
 """Score texts and say how sure a score is."""
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -72,6 +74,12 @@ def bootstrap_ci(
     return float(statistic(values)), float(low), float(high)
 
 
+def shared_prefix(rows: list[list[int]], least: int = 16) -> int:
+    """How many tokens all rows begin with, each keeping one of its own; 0 where these are fewer than `least`."""
+    shared = min(len(os.path.commonprefix(rows)), min(map(len, rows), default=1) - 1)
+    return shared if shared >= least else 0
+
+
 @torch.inference_mode()
 def score_options(
     model: PreTrainedModel, tokenizer, prompts: list[str], options: list[list[str]], rows: int = 32
@@ -81,7 +89,7 @@ def score_options(
     An option begins with its space (" Paris"). logprob: of the whole option, in nats. tokens: its length. greedy: whether
     it is what greedy decoding writes. next: the token that greedy decoding writes after it.
     Prompts of about the same length are read together, `rows` at a time, each once for all of its options (their keys and
-    values are kept). Tokens are split between prompt and option as lm-evaluation-harness does.
+    values are kept); a beginning that all prompts share is read once for all. Tokens are split between prompt and option as lm-evaluation-harness does.
     Raises ValueError for an option without tokens, or a text longer than the model's context.
     """
     scores: list[list[dict]] = [[] for _ in prompts]
@@ -93,16 +101,25 @@ def score_options(
             raise ValueError(f"An option of {prompt[-60:]!r} adds no token to it: {given}.")
         if (size := len(ids) + max(map(len, encoded[-1][1]))) > model.config.max_position_embeddings:
             raise ValueError(f"{size} tokens exceed the context of {model.config.max_position_embeddings}: {prompt!r}.")
+    shared = shared_prefix([ids for ids, _ in encoded])
+    if shared:
+        first = torch.tensor([encoded[0][0][:shared]], device=model.device)
+        prefix = model(first, use_cache=True, logits_to_keep=1).past_key_values
+    encoded = [(ids[shared:], texts) for ids, texts in encoded]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i][0]))
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         longest = max(len(encoded[i][0]) for i in part)
         ids = torch.tensor([[0] * (longest - len(encoded[i][0])) + encoded[i][0] for i in part])
-        mask = torch.tensor([[0] * (longest - len(encoded[i][0])) + [1] * len(encoded[i][0]) for i in part])
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
+        mask = [[1] * shared + [0] * (longest - len(encoded[i][0])) + [1] * len(encoded[i][0]) for i in part]
+        mask = torch.tensor(mask)
+        places = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
         inputs = dict(input_ids=ids, attention_mask=mask, position_ids=places)
         inputs = {name: t.to(model.device) for name, t in inputs.items()}
-        read = model(**inputs, use_cache=True, logits_to_keep=1)
+        past = deepcopy(prefix) if shared else None
+        if shared:
+            past.batch_repeat_interleave(len(part))
+        read = model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
         # one row an option, padded on the right: (options of the part, longest option)
         row = torch.tensor([r for r, i in enumerate(part) for _ in encoded[i][1]], device=model.device)
         texts = [option for i in part for option in encoded[i][1]]

@@ -10,7 +10,7 @@ import platform
 import random
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from operator import itemgetter
 from pathlib import Path
@@ -20,7 +20,20 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
-from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, judging, models, pretrain, rewards, rlhf
+from utils import (
+    alignment,
+    benchmarks,
+    bottle,
+    decoding,
+    evaluation,
+    flan,
+    judging,
+    models,
+    pretrain,
+    prompting,
+    rewards,
+    rlhf,
+)
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 PROMPT, NEW = 32, 200  # tokens of a Wikipedia paragraph that are given, and that a decoder (or the writer) adds
@@ -382,6 +395,20 @@ def smollm2_code() -> None:
     _go_on("code", units)
 
 
+# ---- Prompting (notebook 07) ----------------------------------------------------------------------------------------
+
+
+def prompts() -> None:
+    """Every unit of `prompting.plan`."""
+    load = lru_cache(models.load)
+    key = lambda row: " | ".join(str(row[name]) for name in ("model", "experiment", "task", "setting", "part"))  # noqa: E731
+
+    def rows(unit: dict) -> list[dict]:
+        return [unit | row for row in prompting.measure(unit, *load(unit["model"]))]
+
+    _go_on("prompts", {key(unit): partial(rows, unit) for unit in prompting.plan()}, key)
+
+
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
     """Write data/runs/NAME.*: the rows, and the log of the run (NAME, where it is not told)."""
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -411,6 +438,7 @@ if __name__ == "__main__":
         "benchmarks": smollm2_scores,
         "judging": smollm2_judges,
         "code": smollm2_code,
+        "prompts": prompts,
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
     parser.add_argument("name", choices=known, help="the run; a stopped one goes on")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from utils import bottle, decoding, evaluation, flan, plots, preference, rlhf, scaling
+from utils import bottle, decoding, evaluation, flan, plots, preference, prompting, rlhf, scaling
 
 
 def png(figure: Figure) -> bytes:
@@ -555,3 +555,55 @@ def arena(questions: list[dict], seed: int = 0) -> ipywidgets.Widget:
         pressed[-1].on_click(lambda _, score=score: vote(score))
     draw()
     return ipywidgets.VBox([shown, ipywidgets.HBox(pressed), told, picture])
+
+
+# 07 Prompting ---------------------------------------------------------------------------------------------------------
+
+
+def next_words(model, tokenizer, prompt: str, shown: int = 5) -> str:
+    """The likeliest next tokens after a prompt and their probabilities, as HTML."""
+    best = next_logits(model, tokenizer, prompt).softmax(-1)[0].topk(shown)
+    words = (f"<b>{escape(plots.token(tokenizer.decode(i)))}</b> {p:.0%}" for p, i in zip(*best, strict=True))
+    return f"next: {', '.join(words)}"
+
+
+def side_by_side(cells: list[str]) -> str:
+    """HTML cells beside each other, as wide as each other."""
+    style = "text-align:left;vertical-align:top;padding:.6em;width:460px;font-size:1.15em"
+    return "<table><tr>" + "".join(f'<td style="{style}">{cell}</td>' for cell in cells) + "</tr></table>"
+
+
+def replies_table(model, tokenizer, prompts: list[str], new_tokens: int = 24) -> str:
+    """Prompts side by side, with what the model expects next and what it writes: an HTML table."""
+    said = prompting.generate(model, tokenizer, prompts, new_tokens)
+    mark = 'style="white-space:pre-wrap;font-family:inherit;margin:0'
+    return side_by_side(
+        [
+            f'<pre {mark}">{escape(prompt)}<span style="background:#DCEBF5">{escape(reply)}</span></pre>'
+            f"<p>{next_words(model, tokenizer, prompt)}</p>"
+            for prompt, reply in zip(prompts, said, strict=True)
+        ]
+    )
+
+
+def prompt_workbench(model, tokenizer, prompts: list[str], new_tokens: int = 24) -> ipywidgets.Widget:
+    """Edit two prompts, and compare what the model expects next (at once) and what it writes (a second or two later)."""
+    areas = [ipywidgets.Textarea(prompt, layout={"width": "460px", "height": "150px"}) for prompt in prompts]
+    template = ipywidgets.Checkbox(value=False, description="in the chat template")
+    run = ipywidgets.Button(description="Run both", button_style="primary")
+    shown = ipywidgets.HTML()
+
+    def answer(_=None) -> None:
+        texts = [area.value or " " for area in areas]
+        texts = [prompting.chat(tokenizer, text) for text in texts] if template.value else texts
+        expected = [next_words(model, tokenizer, text) for text in texts]
+        shown.value = side_by_side([f"<i>writing …</i><p>{words}</p>" for words in expected])
+        said = prompting.generate(model, tokenizer, texts, new_tokens)
+        cells = zip(said, expected, strict=True)
+        shown.value = side_by_side(
+            [f'<span style="white-space:pre-wrap">{escape(s)}</span><p>{words}</p>' for s, words in cells]
+        )
+
+    run.on_click(answer)
+    answer()
+    return ipywidgets.VBox([ipywidgets.HBox(areas), ipywidgets.HBox([run, template]), shown])
