@@ -9,6 +9,8 @@ import json
 import platform
 import random
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +19,21 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
-from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, models, pretrain, rewards, rlhf
+from utils import (
+    alignment,
+    benchmarks,
+    bottle,
+    decoding,
+    detection,
+    evaluation,
+    flan,
+    models,
+    pretrain,
+    retrieval,
+    rewards,
+    rlhf,
+    synthetic,
+)
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 PROMPT, NEW = 32, 200  # tokens of a Wikipedia paragraph that are given, and that a decoder (or the writer) adds
@@ -322,6 +338,75 @@ def every_rlhf_arm(seeds: tuple[int, ...] = SEEDS) -> None:
             _write(name, rows, seconds, f"rlhf --seed {seed}")
 
 
+# ---- Applications and limits (notebook 09) --------------------------------------------------------------------------
+
+
+def _each(name: str, units: dict[str, Callable[[], list[dict]]]) -> None:
+    """Run the units that are not stored yet; every row says its unit."""
+    rows, seconds = _stored(name)
+    for unit in [unit for unit in units if unit not in seconds]:
+        start = time.perf_counter()
+        rows += [{"unit": unit} | row for row in units[unit]()]
+        seconds[unit] = round(time.perf_counter() - start, 1)
+        print(f"{name}, {unit}: {seconds[unit]} s", flush=True)
+        _write(name, rows, seconds)
+
+
+def self_instruct() -> None:
+    """A rung makes up tasks and is tuned on them: every arm, three clusters held out at a time, two seeds."""
+    model, tokenizer = models.load(f"ladder/{synthetic.RUNG}")
+    grader, _ = models.load(f"ladder/{synthetic.GRADER}")
+    folds = {f"{', '.join(fold)} | {seed}": (fold, seed) for seed in (0, 1) for fold in flan.FOLDS}
+    one = partial(synthetic.unit, model, grader, tokenizer)
+    _each("self_instruct", {name: lambda f=f: [dict(seed=f[1]) | row for row in one(*f)] for name, f in folds.items()})
+
+
+def looked_up() -> None:
+    """Questions about the bottle, closed book and with passages, true and poisoned: SmolLM2, and a rung tuned either way."""
+    chat, rung = models.load("smollm2"), models.load(f"ladder/{rlhf.RUNG}")
+    units = {f"smollm2 | {way}": partial(retrieval.asked_chat, *chat, way) for way in retrieval.WAYS}
+    for seed in SEEDS:
+        for way in ("closed book", "passages"):
+            units[f"{rlhf.RUNG} | {way} | {seed}"] = partial(retrieval.asked_rung, *rung, way == "passages", seed)
+    _each("retrieval", units)
+
+
+def detected() -> None:
+    """Texts by people and by SmolLM2, drawn with and without a watermark, and paraphrased: log-probabilities of all tokens."""
+    model, tokenizer = models.load("smollm2")
+    stored = {}
+    for row in _stored("decoders")[0]:
+        if row["draw"] == 0:
+            stored.setdefault(row["decoder"], []).append(row["tokens"])
+    kinds = {name: partial(list, stored[name]) for name in ("human", "nucleus 0.95", "sampling", "temperature 0.7")}
+    kinds["watermarked"] = partial(detection.write, model, tokenizer, paragraphs(tokenizer)[:, :PROMPT], NEW)
+
+    def paraphrases() -> list[list[int]]:
+        texts = [row["tokens"] for row in _stored("detection")[0] if row["unit"] == "watermarked"]
+        return detection.paraphrase(model, tokenizer, texts)
+
+    kinds["paraphrased"] = paraphrases
+    _each("detection", {name: lambda make=make: detection.scored(model, make()) for name, make in kinds.items()})
+
+
+def calibration() -> None:
+    """How sure SmolLM2 is of its answers to ARC's questions (four options), by the options' text and by their letters."""
+    model, tokenizer = models.load("smollm2")
+    units = {}
+    for name in ("arc_easy", "arc_challenge"):
+        for form in ("text", "letter"):
+            units[f"{name} | {form}"] = partial(evaluation.beliefs, model, tokenizer, arc(name), form)
+    _each("calibration", units)
+
+
+def arc(name: str, count: int = 120) -> list[dict]:
+    """Every so many of ARC's questions with four options, `count` in all: dicts with question, options and answer (its place)."""
+    rows = [row for row in benchmarks.load(name) if len(row["choices"]["text"]) == 4]
+    rows = [rows[i * len(rows) // count] for i in range(count)]
+    place = lambda row: row["choices"]["label"].index(row["answerKey"])  # noqa: E731
+    return [dict(question=row["question"], options=row["choices"]["text"], answer=place(row)) for row in rows]
+
+
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
     """Write data/runs/NAME.*: the rows, and the log of the run (NAME, where it is not told)."""
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -347,6 +432,10 @@ if __name__ == "__main__":
         "rewards": reward_models,
         "judges": judges,
         "rlhf": every_rlhf_arm,
+        "self_instruct": self_instruct,
+        "retrieval": looked_up,
+        "detection": detected,
+        "calibration": calibration,
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
     parser.add_argument("name", choices=known, help="the run; flan, rewards and rlhf go on where they were stopped")
