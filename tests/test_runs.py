@@ -114,3 +114,25 @@ def test_stored_arms_of_rlhf_are_made_again():
     first = stored[(stored.arm == "PPO") & (stored.kind == "log")].head(3)
     assert rows.length.to_numpy() == pytest.approx(first.length.to_numpy(), rel=0.25)
     assert rows.grade.to_numpy() == pytest.approx(first.grade.to_numpy(), abs=1.2)
+
+
+def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    made = []
+
+    def unit(name: str, base: str = "new") -> list[dict]:
+        made.append(name)
+        if made == ["a", "b"]:
+            raise KeyboardInterrupt
+        return [dict(unit=name, base=base)]
+
+    units = {name: lambda name=name: unit(name) for name in "abc"}
+    with pytest.raises(KeyboardInterrupt):
+        runs._go_on("r", units, "unit")
+    runs._go_on("r", units, "unit")
+    assert made == ["a", "b", "b", "c"]
+    assert pd.read_parquet(tmp_path / "r.parquet").unit.tolist() == ["a", "b", "c"]
+    runs._go_on(
+        "r", {name: units[name] for name in "ab"}, "unit", lambda row: row["unit"] != "a"
+    )  # c is asked for no more
+    assert made[4:] == ["a"] and pd.read_parquet(tmp_path / "r.parquet").unit.tolist() == ["b", "a"]

@@ -247,42 +247,58 @@ def plan() -> dict[str, Callable[[Steps], list[dict]]]:
     return arms
 
 
+def trained(
+    steps_of: Steps,
+    reward: ppo.Reward,
+    steps: int | None = None,
+    start: PreTrainedModel | None = None,
+    watch: Callable[[list[dict], PreTrainedModel], None] = lambda lines, policy: None,
+    **options,
+) -> tuple[PreTrainedModel, list[dict]]:
+    """PPO (with `group`, GRPO) against a reward, from the tuned model or `start`: the policy and the log.
+
+    `steps`: STEPS, if not given. `options`: for `ppo.train`.
+    """
+    policy = deepcopy(steps_of.tuned if start is None else start)
+    if options.get("ptx"):
+        options["pretraining"] = steps_of.pretraining
+    lines = ppo.train(
+        policy,
+        steps_of.tokenizer,
+        steps_of.asked,
+        reward,
+        steps=steps or STEPS,
+        reference=steps_of.tuned,
+        gold=steps_of.gold,
+        seed=steps_of.seed,
+        watch=lambda lines: watch(lines, policy),
+        **PPO | options,
+    )
+    return policy, lines
+
+
 def learned(
     steps_of: Steps,
     rung: str = RUNG,
     steps: int | None = None,
     at: Sequence[int] = (),
     more: Sequence[Callable] = (),
-    start: PreTrainedModel | None = None,
     reward: ppo.Reward | None = None,
     **options,
 ) -> list[dict]:
-    """PPO (with `group`, GRPO) against a reward model; answers after the steps in `at` and at the end, and the log.
+    """`trained` against a reward model; answers after the steps in `at` and at the end, and the log.
 
-    `steps`: STEPS, if not given. `more`: what else is measured of the policy at the end. `options`: for `ppo.train`.
+    `rung`: of the reward model, or "both", if `reward` is not given. `more`: what else is measured of the policy at the end.
     """
-    policy, rows, steps = deepcopy(steps_of.tuned if start is None else start), [], steps or STEPS
+    rows, steps = [], steps or STEPS
     if reward is None:
         reward = steps_of.both if rung == "both" else steps_of.rewards[rung]
-    if options.get("ptx"):
-        options["pretraining"] = steps_of.pretraining
 
-    def watch(lines: list[dict]) -> None:
+    def watch(lines: list[dict], policy: PreTrainedModel) -> None:
         if lines[-1]["step"] in at and lines[-1]["step"] < steps:
             rows.extend(row | {"step": lines[-1]["step"]} for row in answered(policy, steps_of))
 
-    lines = ppo.train(
-        policy,
-        steps_of.tokenizer,
-        steps_of.asked,
-        reward,
-        steps=steps,
-        reference=steps_of.tuned,
-        gold=steps_of.gold,
-        seed=steps_of.seed,
-        watch=watch,
-        **PPO | options,
-    )
+    policy, lines = trained(steps_of, reward, steps, watch=watch, **options)
     rows += [dict(kind="log", reply=line.pop("sample"), grade=line.pop("gold")) | _flat(line) for line in lines]
     return rows + [row | {"step": steps} for measure in (answered, *more) for row in measure(policy, steps_of)]
 

