@@ -150,6 +150,14 @@ PLANTED = [
     ("group_advantages", "g = rewards.reshape(-1, size); return ((g - g.mean(0)) / (g.std(0) + 1e-4)).reshape(-1)", "dim 0"),
     ("group_advantages", "g = rewards.reshape(-1, size); return (g - g.mean(1)[:, None]).reshape(-1)", "without scaling"),
     ("group_advantages", "g = rewards.reshape(-1, size); return (g / (g.std(1)[:, None] + 1e-4)).reshape(-1)", "without centring"),
+    ("retrieve", "return torch.argsort(torch.einsum('nd,d->n', passages, query), descending=True)[:k].tolist()", "dot product"),
+    ("retrieve", "p = passages / passages.norm(dim=1, keepdim=True); return torch.argsort(p @ query)[:k].tolist()", "turned around"),
+    ("retrieve", "p = passages / passages.norm(dim=1, keepdim=True); return (p @ query / query.norm()).sort(descending=True).values[:k].tolist()", "similarities"),
+    ("retrieve", "p = passages / passages.norm(dim=0, keepdim=True); return torch.argsort(-(p @ query))[:k].tolist()", "wrong axis"),
+    ("watermark_z", "n = green.numel(); return float((green.sum() - gamma * n) / (gamma * n - gamma**2 * n))", "variance"),
+    ("watermark_z", "n = green.numel(); return float((green.sum() - 0.5 * n) / (gamma * n - gamma**2 * n) ** 0.5)", "half"),
+    ("watermark_z", "n = green.numel(); return float((green.sum() / n - gamma) / (gamma * n - gamma**2 * n) ** 0.5)", "share"),
+    ("watermark_z", "n = green.numel(); return float((green.sum() - gamma * n) / (gamma - gamma**2) ** 0.5)", "number of tokens"),
 ]  # fmt: skip
 ARGUMENTS = {"beam_step": "scores, log_probs", "temperature": "logits, temperature", "top_k": "logits, k"}
 ARGUMENTS |= {"nucleus": "logits, p", "template": "item", "mask_prompt": "ids, prompt, length"}
