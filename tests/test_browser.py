@@ -226,7 +226,7 @@ def test_applications(page, lab):
         box = cell.locator("input[type=text]").nth(i)
         box.fill(bad)
         took[f"inspector {i}"] = seconds_to_change(page, partial(box.press, "Enter"), words.all_inner_texts)
-    took["MiniLM"] = seconds_to_change(page, cell.get_by_role("button", name="MiniLM").click, words.all_inner_texts)
+    took["BM25"] = seconds_to_change(page, cell.get_by_role("button", name="BM25").click, words.all_inner_texts)
     cell.get_by_role("button", name="Answer").click()
     page.wait_for_function(
         "cell => cell.querySelectorAll('.widget-html-content')[1].innerText", arg=cell.element_handle()

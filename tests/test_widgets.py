@@ -321,7 +321,7 @@ def test_rag_inspector(smollm2):
     )
     assert passages[7] in prompt.value and not said.value
     for act in (
-        lambda: setattr(by, "value", "MiniLM"),
+        lambda: setattr(by, "value", "BM25"),
         lambda: setattr(k, "value", 5),
         lambda: setattr(added, "value", f"{passages[7]} {HOSTILE}"),
         lambda: setattr(asked, "value", HOSTILE),

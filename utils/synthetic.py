@@ -20,7 +20,7 @@ from utils import bottle, decoding, evaluation, flan, pretrain
 
 RUNG, GRADER = "800k", "3M"
 SEEDS, SHOWN = 48, 5  # examples that people wrote; of these, how many the model reads before it writes one
-MADE = 2048  # tries
+MADE = 1024  # tries
 ALIKE = 0.7  # ROUGE-L with a kept prompt above which one is left out
 ARMS = ("before", "seeds", "all", "filtered", "best", "human")
 NEW_TOKENS, ROWS = 56, 256

@@ -528,7 +528,7 @@ def rag_inspector(model, tokenizer, passages: list[str], question: str) -> ipywi
     """Ask about a collection: see what is found, what the model reads, and what it answers; add a passage of your own."""
     asked = ipywidgets.Text(question, description="Question", continuous_update=False, layout={"width": "95%"})
     added = ipywidgets.Text(description="Add this", continuous_update=False, layout={"width": "95%"})
-    by = ipywidgets.ToggleButtons(options=["BM25", "MiniLM"], description="Find by")
+    by = ipywidgets.ToggleButtons(options=["MiniLM", "BM25"], description="Find by")
     k = ipywidgets.IntSlider(value=3, min=0, max=5, description="passages")
     button = ipywidgets.Button(description="Answer", button_style="primary")
     table, prompt, said = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
@@ -538,7 +538,8 @@ def rag_inspector(model, tokenizer, passages: list[str], question: str) -> ipywi
     def draw(_=None) -> None:
         vectors = state["embedded"] if by.value == "MiniLM" else None
         found = retrieval.find(asked.value, state["passages"], k.value, vectors)
-        (state["prompt"],) = retrieval.chat_prompts(tokenizer, [asked.value], [[text for _, text in found]])
+        notes = [[text for _, text in found]] if found else None
+        (state["prompt"],) = retrieval.chat_prompts(tokenizer, [asked.value], notes)
         table.value, said.value = passages_table(found), ""
         prompt.value = f'<pre style="white-space:pre-wrap">{escape(state["prompt"])}</pre>'
 
