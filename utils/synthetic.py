@@ -11,6 +11,7 @@ The design choices:
 
 import random
 import re
+from collections import Counter
 
 import numpy as np
 import torch
@@ -63,10 +64,11 @@ def different(made: list[dict], given: list[dict]) -> list[dict]:
 
 
 def alike(a: str, b: str) -> bool:
-    """Whether ROUGE-L of two prompts is above ALIKE; no common subsequence is longer than the words they share."""
-    first, second = a.lower().split(), b.lower().split()
-    shared = len(set(first) & set(second)) if len(set(first)) == len(first) else len(first)
-    return 2 * min(shared, len(second)) > ALIKE * (len(first) + len(second)) and evaluation.rouge_l(a, b) > ALIKE
+    """Whether ROUGE-L of two prompts is above ALIKE. No common subsequence is longer than the words they share: most pairs
+    are told apart by these alone."""
+    one, other = (Counter(re.findall("[a-z0-9]+", text.lower())) for text in (a, b))
+    shared = 2 * (one & other).total() > ALIKE * (one.total() + other.total())
+    return shared and evaluation.rouge_l(a, b) > ALIKE
 
 
 def best(grader: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[dict]) -> list[dict]:
