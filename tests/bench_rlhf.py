@@ -1,10 +1,15 @@
 """How fast PPO and GRPO are, in one run beside TRL's GRPO: `python -m tests.bench_rlhf`.
 
 The same policy, reward model (not trained: its work is the same), prompts, batch (64 replies of at most 32 tokens, groups of 8, four
-updates on 16 replies each, KL to a reference) and AdamW for all three, one thread. Seconds are CPU seconds of the one
-thread, which other work on the machine disturbs less; the three take turns, and the median counts.
+updates on 16 replies each, KL to a reference) and AdamW for all, one thread. Seconds are CPU seconds of the one
+thread, which other work on the machine disturbs less; they take turns, and the median counts.
+
+TRL's PPO left the library with 1.13. To have it in the table:
+    pip install --no-deps --target old trl==1.12.0; PYTHONPATH=old python -m tests.bench_rlhf
 """
 
+import contextlib
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -58,6 +63,34 @@ def trls(policy, tokenizer, score, prompts) -> float:
     return STEPS * alignment.BATCH / (clock.ends[-1] - clock.ends[parts - 1])
 
 
+def trls_ppo(policy, tokenizer, judge, prompts) -> float:
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    clock = PerBatch()
+    with tempfile.TemporaryDirectory() as folder:
+        options = dict(use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], disable_tqdm=True)
+        options |= dict(save_strategy="no", logging_strategy="no", num_sample_generations=0, log_level="error")
+        options |= dict(
+            per_device_train_batch_size=alignment.BATCH, num_ppo_epochs=1, stop_token="eos", temperature=1.0
+        )
+        options |= dict(num_mini_batches=alignment.BATCH // alignment.PPO["minibatch"], optim="adamw_torch_fused")
+        options |= dict(response_length=rlhf.NEW_TOKENS, kl_coef=alignment.BETA, learning_rate=alignment.PPO["lr"])
+        trainer = PPOTrainer(
+            PPOConfig(folder, total_episodes=(STEPS + 1) * alignment.BATCH, **options),
+            tokenizer,
+            policy,
+            deepcopy(policy),
+            judge,
+            Dataset.from_list([{"input_ids": ids} for ids in tokenizer(prompts).input_ids]),
+            deepcopy(judge),  # the value model
+            callbacks=[clock],
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        with contextlib.redirect_stdout(None):
+            trainer.train()
+    return STEPS * alignment.BATCH / (clock.ends[-1] - clock.ends[0])
+
+
 class PerBatch(transformers.TrainerCallback):
     def __init__(self):
         self.ends = []
@@ -81,13 +114,17 @@ def main() -> None:
         "GRPO": lambda policy: ours(policy, tokenizer, score, prompts, GROUP),
         "TRL's GRPO": lambda policy: trls(policy, tokenizer, score, prompts),
     }
+    if importlib.util.find_spec("trl.experimental.ppo"):
+        ways["TRL's PPO"] = lambda policy: trls_ppo(policy, tokenizer, judge, prompts)
     speeds = {name: [] for name in ways}
     for _ in range(ROUNDS):
         for name, way in ways.items():
             speeds[name].append(way(deepcopy(tuned)))
-    row("replies/s, one thread", *ways, "PPO / TRL", "GRPO / TRL")
-    mine, grpo, theirs = (statistics.median(found) for found in speeds.values())
-    row(rlhf.RUNG, *(f"{s:.0f}" for s in (mine, grpo, theirs)), f"{mine / theirs:.2f} x", f"{grpo / theirs:.2f} x")
+    median = {name: statistics.median(found) for name, found in speeds.items()}
+    ratios = [(a, b) for a, b in (("PPO", "TRL's GRPO"), ("GRPO", "TRL's GRPO"), ("PPO", "TRL's PPO")) if b in median]
+    row("replies/s, one thread", *ways, *(f"{a} / {b}" for a, b in ratios))
+    said = [f"{median[a] / median[b]:.2f} x" for a, b in ratios]
+    row(rlhf.RUNG, *(f"{speed:.0f}" for speed in median.values()), *said)
 
 
 if __name__ == "__main__":

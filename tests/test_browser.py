@@ -138,6 +138,14 @@ def test_scaling(page, lab):
     assert len(took) == 5 and not page.complaints
 
 
+def test_rlhf(page, lab):
+    open_and_run(page, lab, "05_rlhf", ["setup", "stored", "arms", "slider-static", "slider-widget"])
+    took = {}
+    slide(page, widget_cell(page, "slider-widget"), took, "beta")
+    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
+    assert len(took) == 1 and not page.complaints
+
+
 def test_decoding(page, lab):
     open_and_run(page, lab, "06_decoding")
     took = {}

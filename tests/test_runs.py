@@ -11,6 +11,7 @@ import pytest
 from datasets import load_dataset
 
 from utils import alignment, course, detection, evaluation, flan, models, retrieval, rlhf, runs, synthetic
+from utils import alignment, bottle, course, evaluation, flan, models, rlhf, runs
 
 
 def test_a_stored_slice_is_made_again(smollm2):
@@ -183,3 +184,11 @@ def test_a_stored_arm_of_self_instruct_is_made_again():
     rows = pd.DataFrame(synthetic.score(model, tokenizer, fold))
     wanted = stored[(stored.unit == f"{', '.join(fold)} | 0") & (stored.arm == "before")]
     assert rows.rouge.tolist() == pytest.approx(wanted.rouge.tolist(), abs=0.02)
+@pytest.mark.parametrize("name, arm", [("aligned/sft", "SFT"), ("aligned/ppo", "PPO")])
+def test_the_aligned_models_are_those_of_the_stored_run(name, arm):
+    """They reply as the stored arm of seed 0 does at its end, up to what half precision changes."""
+    stored = pd.read_parquet(RLHF).query("arm == @arm and kind == 'reply' and clothes.isna()").tail(alignment.TESTED)
+    model, tokenizer = models.load(name)
+    asked = bottle.requests("test", 0, alignment.TESTED)
+    now = rlhf.measures(asked, rlhf.drawn(model, tokenizer, asked, 0, model)[0])["grade"].mean()
+    assert now == pytest.approx(stored.grade.mean(), abs=0.25)
