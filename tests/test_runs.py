@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 from datasets import load_dataset
 
-from utils import alignment, course, detection, evaluation, flan, models, retrieval, rlhf, runs, synthetic
-from utils import alignment, bottle, course, evaluation, flan, models, rlhf, runs
+from utils import alignment, bottle, course, detection, evaluation, flan, models, retrieval, rlhf, runs, synthetic
 
 
 def test_a_stored_slice_is_made_again(smollm2):
@@ -184,6 +183,8 @@ def test_a_stored_arm_of_self_instruct_is_made_again():
     rows = pd.DataFrame(synthetic.score(model, tokenizer, fold))
     wanted = stored[(stored.unit == f"{', '.join(fold)} | 0") & (stored.arm == "before")]
     assert rows.rouge.tolist() == pytest.approx(wanted.rouge.tolist(), abs=0.02)
+
+
 @pytest.mark.parametrize("name, arm", [("aligned/sft", "SFT"), ("aligned/ppo", "PPO")])
 def test_the_aligned_models_are_those_of_the_stored_run(name, arm):
     """They reply as the stored arm of seed 0 does at its end, up to what half precision changes."""
