@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from torch import Tensor
 
-from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, models, pretrain, rewards, rlhf
+from utils import alignment, benchmarks, bottle, decoding, evaluation, flan, models, pretrain, rewards, rlhf, vision
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
 PROMPT, NEW = 32, 200  # tokens of a Wikipedia paragraph that are given, and that a decoder (or the writer) adds
@@ -322,6 +322,44 @@ def every_rlhf_arm(seeds: tuple[int, ...] = SEEDS) -> None:
             _write(name, rows, seconds, f"rlhf --seed {seed}")
 
 
+# ---- Pictures and clips (notebook 09) -------------------------------------------------------------------------------
+
+
+def pictures() -> None:
+    """The vision encoder, where it is not stored; then every arm of `vision.ARMS` with every seed that is not stored."""
+    rows, seconds = _stored("pictures")
+    if not (vision.WEIGHTS / "encoder.safetensors").exists():
+        tokenizer = pretrain.tokenizer()
+        scenes, drawn = vision.album("train", 8000, vision.TEST + 1)
+        captions = [tokenizer(vision.caption(scene)).input_ids for scene in scenes]
+        rows, seconds, start = [], {}, time.perf_counter()
+        vision.keep("encoder", vision.train_encoder(drawn, captions)[0].state_dict())
+        seconds["encoder"] = round(time.perf_counter() - start, 1)
+    for seed, arm in [(seed, arm) for seed in SEEDS for arm in vision.ARMS]:
+        name, start = f"{arm} | {seed}", time.perf_counter()
+        if name in seconds:
+            continue
+        rows += vision.arm(arm, seed)
+        seconds[name] = round(time.perf_counter() - start, 1)
+        print(f"{name}: {seconds[name]} s", flush=True)
+        _write("pictures", rows, seconds)
+
+
+def clips() -> None:
+    """A painter of clips with every seed; the weights and the codebook of seed 0 are kept."""
+    rows, seconds = [], {}
+    for seed in SEEDS:
+        start = time.perf_counter()
+        found, model, codes, log = vision.clip_arm(seed)
+        rows += found
+        seconds[f"seed {seed}"] = round(time.perf_counter() - start, 1)
+        print(f"seed {seed}: loss {log[-1]['loss']:.3f}, {seconds[f'seed {seed}']} s", flush=True)
+        if seed == 0:
+            weights = {name: p for name, p in model.state_dict().items() if name != "lm_head.weight"}
+            vision.keep("painter", weights | {"codes": torch.tensor(codes)})
+    _write("clips", rows, seconds)
+
+
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
     """Write data/runs/NAME.*: the rows, and the log of the run (NAME, where it is not told)."""
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -347,9 +385,13 @@ if __name__ == "__main__":
         "rewards": reward_models,
         "judges": judges,
         "rlhf": every_rlhf_arm,
+        "pictures": pictures,
+        "clips": clips,
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
-    parser.add_argument("name", choices=known, help="the run; flan, rewards and rlhf go on where they were stopped")
+    parser.add_argument(
+        "name", choices=known, help="the run; flan, rewards, rlhf and pictures go on where they were stopped"
+    )
     parser.add_argument("--part", default="1/1", help="of flan: 1/2 in one process beside 2/2 in another; then without")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--seed", type=int, action="append", help="of rlhf: only this one; may be repeated")
