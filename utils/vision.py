@@ -460,7 +460,7 @@ def _motion(looks: list[tuple]) -> str | None:
 
 
 def animation(clips: list[np.ndarray], zoom: int = 5, seconds: float = 0.35) -> bytes:
-    """Clips of equal size, side by side, as an animated PNG: image/png plays in notebooks and on GitHub, image/gif does not.
+    """Clips of equal size, side by side, as an animated PNG: image/png is shown wherever notebooks are, image/gif is not.
 
     Where animated PNGs are not known (in a PDF) the first frame is seen.
     """
@@ -503,15 +503,17 @@ def clip_arm(
     return [row | dict(seed=seed, new=a in NEW) for row, a in zip(rows, asked, strict=True)], model, codes, log
 
 
-def learn_clips(model: LlamaForCausalLM, ids: Tensor, steps: int, seed: int = 0) -> list[dict]:
+def learn_clips(model: LlamaForCausalLM, ids: Tensor, steps: int, seed: int = 0, **options) -> list[dict]:
     """Next-token prediction on rows (n, 87); the prompt is given, not learned."""
     labels = ids.masked_fill(torch.arange(ids.shape[1]) < len(ids[0]) - FRAMES * TILES - 1, -100)
-    options = dict(batch=32, rows=32, peak=3e-3, weight_decay=0.01, progress=False)
-    return training.train(model, ids, labels, steps=steps, seed=seed, **options)
+    given = dict(batch=32, rows=32, peak=3e-3, weight_decay=0.01, progress=False) | options
+    return training.train(model, ids, labels, steps=steps, seed=seed, **given)
 
 
-def matches(rows: pd.DataFrame, shift: int = 0) -> pd.DataFrame:
-    """Whether shape, colour, motion and all of them are as asked, (rows, 4); `shift` compares with the prompt so many rows on."""
+def matches(rows: pd.DataFrame, shuffled: int | None = None) -> pd.DataFrame:
+    """Whether shape, colour, motion and all three are as asked, (rows, 4); or as in a shuffled list of the prompts (by that seed)."""
     asked = rows[["shape", "colour", "motion"]].to_numpy()
-    hits = np.roll(asked, -shift, axis=0) == rows[["saw_shape", "saw_colour", "saw_motion"]].to_numpy()
+    if shuffled is not None:
+        asked = np.random.default_rng(shuffled).permutation(asked)
+    hits = asked == rows[["saw_shape", "saw_colour", "saw_motion"]].to_numpy()
     return pd.DataFrame(np.c_[hits, hits.all(1)], columns=["shape", "colour", "motion", "all"], index=rows.index)
