@@ -1,7 +1,9 @@
 """Pictures and clips as tokens: nothing held out is drawn, the parser is right, patches stand where words would."""
 
 import io
+import time
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from utils import models, runs, vision
+from utils import models, plots, runs, vision, widgets
+
+matplotlib.use("agg")
+plots.style()
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +220,19 @@ def test_stored_clips_are_painted_again():
     then = stored[stored.seed == 0]
     now = np.mean([a == b for a, b in zip(asked, seen, strict=True)])
     assert now == pytest.approx(vision.matches(then)["all"].mean(), abs=0.08)
+
+
+def test_picture_questions(rung, gallery):
+    (model, tokenizer), (pictures, asked) = rung, gallery
+    seeing = vision.Seeing(model, torch.randn(len(pictures) * 9, 64))
+    widget = widgets.picture_questions(seeing, tokenizer, pictures, asked["pictures"])
+    which, question, picture = widget.children
+    seen, start = set(), time.process_time()
+    for number in (which.max, 1):
+        which.value = number
+        for _, value in question.options:
+            question.value = value
+            assert bytes(picture.value).startswith(b"\x89PNG")
+            seen.add(bytes(picture.value))
+    assert len(seen) == 16
+    assert (time.process_time() - start) / 16 < 0.3
