@@ -346,18 +346,20 @@ def pictures() -> None:
 
 
 def clips() -> None:
-    """A painter of clips with every seed; the weights and the codebook of seed 0 are kept."""
-    rows, seconds = [], {}
+    """A painter of clips with every seed that is not stored; the weights and the codebook of seed 0 are kept."""
+    rows, seconds = _stored("clips")
     for seed in SEEDS:
-        start = time.perf_counter()
+        name, start = f"seed {seed}", time.perf_counter()
+        if name in seconds:
+            continue
         found, model, codes, log = vision.clip_arm(seed)
         rows += found
-        seconds[f"seed {seed}"] = round(time.perf_counter() - start, 1)
-        print(f"seed {seed}: loss {log[-1]['loss']:.3f}, {seconds[f'seed {seed}']} s", flush=True)
+        seconds[name] = round(time.perf_counter() - start, 1)
         if seed == 0:
-            weights = {name: p for name, p in model.state_dict().items() if name != "lm_head.weight"}
+            weights = {key: tensor for key, tensor in model.state_dict().items() if key != "lm_head.weight"}
             vision.keep("painter", weights | {"codes": torch.tensor(codes)})
-    _write("clips", rows, seconds)
+        print(f"{name}: loss {log[-1]['loss']:.3f}, {seconds[name]} s", flush=True)
+        _write("clips", rows, seconds)
 
 
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
@@ -390,7 +392,7 @@ if __name__ == "__main__":
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
     parser.add_argument(
-        "name", choices=known, help="the run; flan, rewards, rlhf and pictures go on where they were stopped"
+        "name", choices=known, help="the run; flan, rewards, rlhf, pictures and clips go on where they were stopped"
     )
     parser.add_argument("--part", default="1/1", help="of flan: 1/2 in one process beside 2/2 in another; then without")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")

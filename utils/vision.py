@@ -483,7 +483,7 @@ def stored_painter() -> tuple[LlamaForCausalLM, np.ndarray]:
 
 
 def clip_arm(
-    seed: int, steps: int = 1200, copies: int = 4
+    seed: int, steps: int = 1000, copies: int = 4
 ) -> tuple[list[dict], LlamaForCausalLM, np.ndarray, list[dict]]:
     """Train a painter on clips of `seed`, none of them of NEW; ask it for everything: (rows, model, codebook, log).
 
