@@ -5,6 +5,7 @@ Each run writes a Parquet file and a log (command, seconds, machine, versions) b
 
 import argparse
 import hashlib
+import itertools
 import json
 import platform
 import random
@@ -335,7 +336,7 @@ def pictures() -> None:
         rows, seconds, start = [], {}, time.perf_counter()
         vision.keep("encoder", vision.train_encoder(drawn, captions)[0].state_dict())
         seconds["encoder"] = round(time.perf_counter() - start, 1)
-    for seed, arm in [(seed, arm) for seed in SEEDS for arm in vision.ARMS]:
+    for arm, seed in itertools.product(vision.ARMS, SEEDS):
         name, start = f"{arm} | {seed}", time.perf_counter()
         if name in seconds:
             continue

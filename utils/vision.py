@@ -427,7 +427,14 @@ def parse(clips: np.ndarray, least: float = 0.8) -> list[tuple]:
     Shape and colour must be the same in all frames: of the bitmap that overlaps best (intersection over union of at least
     `least`), and of the nearest colour. A motion is one that carries the middle of the shape from frame to frame within a pixel.
     """
-    return [(*_same(looks := [_look(frame, least) for frame in clip]), _motion(looks)) for clip in clips]
+    found = []
+    for clip in clips:
+        shapes, colours, middles = zip(*(_look(frame, least) for frame in clip), strict=True)
+        same = [seen[0] if len(set(seen)) == 1 else None for seen in (shapes, colours)]
+        steps = np.diff(middles, axis=0)  # (frames - 1, 2)
+        moves = [name for name, move in MOTIONS.items() if (np.abs(steps - move) <= 1).all()]
+        found.append((*same, moves[0] if moves else None))
+    return found
 
 
 def _look(frame: np.ndarray, least: float):
@@ -447,16 +454,6 @@ def _look(frame: np.ndarray, least: float):
     best = max(overlap, key=overlap.get)
     middle = np.array([y.min() + y.max(), x.min() + x.max()]) / 2
     return best if overlap[best] >= least else None, colour, middle
-
-
-def _same(looks: list[tuple]) -> tuple:
-    """(shape, colour), each None unless it is the same in all frames."""
-    return tuple(seen[0] if len(set(seen)) == 1 else None for seen in list(zip(*looks, strict=True))[:2])
-
-
-def _motion(looks: list[tuple]) -> str | None:
-    steps = np.diff([middle for _, _, middle in looks], axis=0)  # (frames - 1, 2)
-    return next((name for name, move in MOTIONS.items() if (np.abs(steps - move) <= 1).all()), None)
 
 
 def animation(clips: list[np.ndarray], zoom: int = 5, seconds: float = 0.35) -> bytes:
@@ -483,7 +480,7 @@ def stored_painter() -> tuple[LlamaForCausalLM, np.ndarray]:
 
 
 def clip_arm(
-    seed: int, steps: int = 1000, copies: int = 4
+    seed: int, steps: int = 800, copies: int = 4
 ) -> tuple[list[dict], LlamaForCausalLM, np.ndarray, list[dict]]:
     """Train a painter on clips of `seed`, none of them of NEW; ask it for everything: (rows, model, codebook, log).
 
