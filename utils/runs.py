@@ -5,6 +5,7 @@ Each run writes a Parquet file and a log (command, seconds, machine, versions) b
 
 import argparse
 import hashlib
+import itertools
 import json
 import platform
 import random
@@ -34,6 +35,7 @@ from utils import (
     rewards,
     rlhf,
     synthetic,
+    vision,
 )
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
@@ -419,6 +421,46 @@ def arc(name: str, count: int = 120) -> list[dict]:
     return [dict(question=row["question"], options=row["choices"]["text"], answer=place(row)) for row in rows]
 
 
+# ---- Pictures and clips (notebook 09) -------------------------------------------------------------------------------
+
+
+def pictures() -> None:
+    """The vision encoder, where it is not stored; then every arm of `vision.ARMS` with every seed that is not stored."""
+    rows, seconds = _stored("pictures")
+    if not (vision.WEIGHTS / "encoder.safetensors").exists():
+        tokenizer = pretrain.tokenizer()
+        scenes, drawn = vision.album("train", 8000, vision.TEST + 1)
+        captions = [tokenizer(vision.caption(scene)).input_ids for scene in scenes]
+        rows, seconds, start = [], {}, time.perf_counter()
+        vision.keep("encoder", vision.train_encoder(drawn, captions)[0].state_dict())
+        seconds["encoder"] = round(time.perf_counter() - start, 1)
+    for arm, seed in itertools.product(vision.ARMS, SEEDS):
+        name, start = f"{arm} | {seed}", time.perf_counter()
+        if name in seconds:
+            continue
+        rows += vision.arm(arm, seed)
+        seconds[name] = round(time.perf_counter() - start, 1)
+        print(f"{name}: {seconds[name]} s", flush=True)
+        _write("pictures", rows, seconds)
+
+
+def clips() -> None:
+    """A painter of clips with every seed that is not stored; the weights and the codebook of seed 0 are kept."""
+    rows, seconds = _stored("clips")
+    for seed in SEEDS:
+        name, start = f"seed {seed}", time.perf_counter()
+        if name in seconds:
+            continue
+        found, model, codes, log = vision.clip_arm(seed)
+        rows += found
+        seconds[name] = round(time.perf_counter() - start, 1)
+        if seed == 0:
+            weights = {key: tensor for key, tensor in model.state_dict().items() if key != "lm_head.weight"}
+            vision.keep("painter", weights | {"codes": torch.tensor(codes)})
+        print(f"{name}: loss {log[-1]['loss']:.3f}, {seconds[name]} s", flush=True)
+        _write("clips", rows, seconds)
+
+
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
     """Write data/runs/NAME.*: the rows, and the log of the run (NAME, where it is not told)."""
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -452,6 +494,13 @@ if __name__ == "__main__":
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
     parser.add_argument("name", choices=known, help="the run; a stopped one goes on")
+        "pictures": pictures,
+        "clips": clips,
+    }
+    parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
+    parser.add_argument(
+        "name", choices=known, help="the run; flan, rewards, rlhf, pictures and clips go on where they were stopped"
+    )
     parser.add_argument("--part", default="1/1", help="of flan: 1/2 in one process beside 2/2 in another; then without")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--seed", type=int, action="append", help="of rlhf: only this one; may be repeated")

@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from utils import bottle, claims, decoding, evaluation, flan, models, plots, preference, retrieval, rlhf, scaling
+from utils import bottle, decoding, evaluation, flan, plots, preference, rlhf, scaling, vision
 
 
 def png(figure: Figure) -> bytes:
@@ -679,3 +680,32 @@ def quiz(questions: list[dict], verdicts: dict[str, str]) -> ipywidgets.Widget:
     language.observe(draw, "value")
     draw()
     return ipywidgets.VBox([language, asked, *buttons, told, ipywidgets.HBox([onward, score])])
+
+
+def show_seen(seeing, tokenizer, drawn: torch.Tensor, asked: list[dict], number: int) -> Figure:
+    """Question `number` of a split: its picture, and the answers' probabilities with its patches and with another picture's."""
+    question, other = asked[number], vision.another(asked)[number]
+    found = {"this picture": question, "another picture's patches": other}
+    found = {name: vision.chances(seeing, tokenizer, which) for name, which in found.items()}
+    return plots.seen(drawn[question["picture"]].permute(1, 2, 0), found, question["prompt"])
+
+
+def picture_questions(seeing, tokenizer, drawn: torch.Tensor, asked: list[dict]) -> ipywidgets.Widget:
+    """Choose a picture and a question about it: what the model answers, and what it would answer to another picture."""
+    pictures = sorted({q["picture"] for q in asked})
+    which = ipywidgets.IntSlider(1, 1, len(pictures), description="Picture")
+    question = ipywidgets.Dropdown(description="Question", layout={"width": "60%"})
+    picture = ipywidgets.Image(format="png", width=880)
+
+    def draw(_=None) -> None:
+        if question.value is not None:
+            picture.value = png(show_seen(seeing, tokenizer, drawn, asked, question.value))
+
+    def choose(_=None) -> None:
+        known = [(q["prompt"], i) for i, q in enumerate(asked) if q["picture"] == pictures[which.value - 1]]
+        question.options = known
+
+    which.observe(choose, "value")
+    question.observe(draw, "value")
+    choose()
+    return ipywidgets.VBox([which, question, picture])
