@@ -491,9 +491,6 @@ if __name__ == "__main__":
         "retrieval": looked_up,
         "detection": detected,
         "calibration": calibration,
-    }
-    parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
-    parser.add_argument("name", choices=known, help="the run; a stopped one goes on")
         "pictures": pictures,
         "clips": clips,
     }

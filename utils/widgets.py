@@ -15,8 +15,20 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from utils import bottle, claims, decoding, evaluation, flan, models, plots, preference, retrieval, rlhf, scaling
-from utils import bottle, decoding, evaluation, flan, plots, preference, rlhf, scaling, vision
+from utils import (
+    bottle,
+    claims,
+    decoding,
+    evaluation,
+    flan,
+    models,
+    plots,
+    preference,
+    retrieval,
+    rlhf,
+    scaling,
+    vision,
+)
 
 
 def png(figure: Figure) -> bytes:
