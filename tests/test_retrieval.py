@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from utils import bottle, retrieval
+from utils import bottle, models, retrieval
 
 
 def test_bm25_by_hand():
@@ -48,10 +48,11 @@ def test_replies_are_judged():
     assert wrong != value
 
 
-def test_the_poisoned_passage_is_the_one_that_is_found():
+def test_a_poisoned_passage_is_found():
     passages = retrieval.collection()
-    for request in retrieval.questions("ppo", 20):
-        for template, _ in filter(None, retrieval.WAYS.values()):
-            poison = template.format(**request["drawn"])
-            scores = retrieval.bm25(request["question"], [poison, *passages])
-            assert not poison or scores.argmax() == 0
+    embedded = models.sentence_embeddings(passages)
+    for request in retrieval.questions("ppo", 8):
+        clean = retrieval.shown(request, "MiniLM", passages, embedded)
+        poison = retrieval.WAYS["a passage lies"][0].format(**request["drawn"])
+        found = retrieval.shown(request, "a passage lies", passages, embedded)
+        assert poison in found and len(found) == retrieval.FOUND and set(clean) <= set(passages)
