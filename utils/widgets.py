@@ -699,7 +699,7 @@ def show_seen(seeing, tokenizer, drawn: torch.Tensor, asked: list[dict], number:
     question, other = asked[number], vision.another(asked)[number]
     found = {"this picture": question, "another picture's patches": other}
     found = {name: vision.chances(seeing, tokenizer, which) for name, which in found.items()}
-    return plots.seen(drawn[question["picture"]].permute(1, 2, 0), found, question["prompt"])
+    return plots.seen(drawn[question["picture"]].permute(1, 2, 0).numpy(), found, question["prompt"])
 
 
 def picture_questions(seeing, tokenizer, drawn: torch.Tensor, asked: list[dict]) -> ipywidgets.Widget:
