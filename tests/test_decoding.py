@@ -1,10 +1,12 @@
 """Our decoders return the tokens that transformers' `generate` returns."""
 
+import re
+
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from tests.conftest import tiny
+from tests.conftest import tiny, words
 from utils import decoding
 
 PROMPTS = ["The capital of France is", "Once upon a time there was a", "def fibonacci(n):", "In 1969, the first human"]
@@ -208,3 +210,14 @@ def test_speculative_sampling_is_sampling(settings):
 def test_bad_input_says_what_to_do(call, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
         call(tiny(0), torch.tensor([[3, 4, 5, 6]] * 2))
+
+
+def test_constrained_text_matches_its_pattern(smollm2):
+    model, tokenizer = smollm2
+    pattern = r'\{"sum": "[0-9 +]{3,9}"\}'
+    ids = tokenizer("Write 12 + 7 as JSON:", return_tensors="pt").input_ids
+    choose = decoding.constrained(tokenizer, pattern, ids.shape[1])
+    text = tokenizer.decode(torch.cat(list(decoding.stream(model, ids, 30, choose))), skip_special_tokens=True)
+    assert re.fullmatch(pattern, text)
+    with pytest.raises(ValueError, match="No token"):
+        list(decoding.stream(tiny(0), torch.tensor([[3]]), 1, decoding.constrained(words(), "z", 1)))

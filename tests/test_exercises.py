@@ -179,6 +179,14 @@ PLANTED = [
     ("few_shot_prompt", "s = ''\n    for q, a in examples: s += 'Question: ' + q + '\\nAnswer: ' + a + '\\n\\n'\n    return s + 'Question: ' + question + '\\nAnswer:'", "instruction is missing"),
     ("few_shot_prompt", "s = instruction + '\\n'\n    for q, a in examples: s += 'Question: ' + q + '\\nAnswer: ' + a + '\\n'\n    return s + 'Question: ' + question + '\\nAnswer:'", "empty line"),
     ("few_shot_prompt", "s = instruction + '\\n\\n'\n    for q, a in examples: s += 'Question: ' + q + '\\nAnswer: ' + a + '\\n\\n'\n    return s + question", "does not look like"),
+    ("retrieve", "return torch.argsort(torch.einsum('nd,d->n', passages, query), descending=True)[:k].tolist()", "dot product"),
+    ("retrieve", "p = passages / passages.norm(dim=1, keepdim=True); return torch.argsort(p @ query)[:k].tolist()", "turned around"),
+    ("retrieve", "p = passages / passages.norm(dim=1, keepdim=True); return (p @ query / query.norm()).sort(descending=True).values[:k].tolist()", "similarities"),
+    ("retrieve", "p = passages / passages.norm(dim=0, keepdim=True); return torch.argsort(-(p @ query))[:k].tolist()", "wrong axis"),
+    ("watermark_z", "n = green.numel(); return float((green.sum() - gamma * n) / (gamma * n - gamma**2 * n))", "variance"),
+    ("watermark_z", "n = green.numel(); return float((green.sum() - 0.5 * n) / (gamma * n - gamma**2 * n) ** 0.5)", "half"),
+    ("watermark_z", "n = green.numel(); return float((green.sum() / n - gamma) / (gamma * n - gamma**2 * n) ** 0.5)", "share"),
+    ("watermark_z", "n = green.numel(); return float((green.sum() - gamma * n) / (gamma - gamma**2) ** 0.5)", "number of tokens"),
 ]  # fmt: skip
 ARGUMENTS = {"beam_step": "scores, log_probs", "temperature": "logits, temperature", "top_k": "logits, k"}
 ARGUMENTS |= {"nucleus": "logits, p", "template": "item", "mask_prompt": "ids, prompt, length"}

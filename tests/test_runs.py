@@ -10,8 +10,21 @@ import pandas as pd
 import pytest
 from datasets import load_dataset
 
-from utils import alignment, bottle, course, evaluation, flan, models, rlhf, runs
-from utils import alignment, benchmarks, course, evaluation, flan, judging, models, rlhf, runs
+from utils import (
+    alignment,
+    benchmarks,
+    bottle,
+    course,
+    detection,
+    evaluation,
+    flan,
+    judging,
+    models,
+    retrieval,
+    rlhf,
+    runs,
+    synthetic,
+)
 
 
 def test_a_stored_slice_is_made_again(smollm2):
@@ -139,6 +152,53 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     assert made[4:] == ["a"] and pd.read_parquet(tmp_path / "r.parquet").unit.tolist() == ["b", "a"]
 
 
+def rerun(name: str) -> pd.DataFrame:
+    """The rows of a stored run, or skip."""
+    path = runs.RUNS / f"{name}.parquet"
+    if not path.exists():
+        pytest.skip(f"{path} is not there: python -m utils.runs {name} makes it")
+    return pd.read_parquet(path)
+
+
+def test_stored_beliefs_are_made_again(smollm2):
+    stored = rerun("calibration")
+    for form in ("text", "letter"):
+        rows = evaluation.beliefs(*smollm2, runs.arc("arc_challenge")[:3], form)
+        wanted = stored[stored.unit == f"arc_challenge | {form}"].head(3)
+        assert [row["sure"] for row in rows] == pytest.approx(wanted.sure.tolist(), abs=2e-3)
+        assert [row["right"] for row in rows] == wanted.right.tolist()
+
+
+def test_stored_answers_from_passages_are_made_again(smollm2):
+    stored = rerun("retrieval")
+    for way in ("closed book", "a passage lies"):
+        rows = retrieval.asked_chat(*smollm2, way, retrieval.questions()[:4])
+        wanted = stored[stored.unit == f"smollm2 | {way}"].head(4)
+        assert [row["reply"] for row in rows] == wanted.reply.tolist()
+        assert [row["judged"] for row in rows] == wanted.judged.tolist()
+
+
+def test_stored_texts_to_tell_apart_are_scored_again(smollm2):
+    model, tokenizer = smollm2
+    stored = rerun("detection")
+    human = stored[stored.unit == "human"].head(2)
+    rows = detection.scored(model, [list(tokens) for tokens in human.tokens])
+    for row, wanted in zip(rows, human.logprobs, strict=True):
+        assert row["logprobs"] == pytest.approx(wanted, abs=0.02)
+    marked = [list(tokens) for tokens in stored[stored.unit == "watermarked"].tokens]
+    z = [detection.z_score(green) for green in detection.greens(marked, model.config.vocab_size)]
+    assert np.mean(z) > 4 and len(z) == 48
+
+
+def test_a_stored_arm_of_self_instruct_is_made_again():
+    stored = rerun("self_instruct")
+    model, tokenizer = models.load(f"ladder/{synthetic.RUNG}")
+    fold = flan.FOLDS[0]
+    rows = pd.DataFrame(synthetic.score(model, tokenizer, fold))
+    wanted = stored[(stored.unit == f"{', '.join(fold)} | 0") & (stored.arm == "before")]
+    assert rows.rouge.tolist() == pytest.approx(wanted.rouge.tolist(), abs=0.02)
+
+
 @pytest.mark.parametrize("name, arm", [("aligned/sft", "SFT"), ("aligned/ppo", "PPO")])
 def test_the_aligned_models_are_those_of_the_stored_run(name, arm):
     """They reply as the stored arm of seed 0 does at its end, up to what half precision changes."""
@@ -147,6 +207,8 @@ def test_the_aligned_models_are_those_of_the_stored_run(name, arm):
     asked = bottle.requests("test", 0, alignment.TESTED)
     now = rlhf.measures(asked, rlhf.drawn(model, tokenizer, asked, 0, model)[0])["grade"].mean()
     assert now == pytest.approx(stored.grade.mean(), abs=0.25)
+
+
 BENCHMARKS, JUDGING = runs.RUNS / "benchmarks.parquet", runs.RUNS / "judging.parquet"
 
 

@@ -7,10 +7,11 @@ import ipywidgets
 import matplotlib
 import pytest
 import torch
+import yaml
 from transformers import LlamaForCausalLM
 
 from tests import conftest
-from utils import bottle, flan, models, plots, preference, pretrain, rlhf, widgets
+from utils import bottle, flan, models, plots, preference, pretrain, retrieval, rlhf, widgets
 
 matplotlib.use("agg")
 plots.style()
@@ -324,3 +325,89 @@ def test_arena_is_blind_and_rates():
     figure = widgets.show_ratings(votes, ["one", "two", "three"])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "two", "three"]
     assert figure.axes[0].get_title() == "10 votes"
+
+
+HOSTILE = '<script>alert(1)</script> & "quotes" 서울'
+
+
+def test_rag_inspector(smollm2):
+    passages = retrieval.collection()[:40]
+    inspector = widgets.rag_inspector(*smollm2, passages, passages[7])
+    table, said, prompt = parts(inspector, ipywidgets.HTML)
+    asked, added = parts(inspector, ipywidgets.Text)
+    (by,), (k,) = (parts(inspector, kind) for kind in (ipywidgets.ToggleButtons, ipywidgets.IntSlider))
+    assert table.value.index(passages[7]) < min(
+        table.value.index(p) for p in passages if p in table.value and p != passages[7]
+    )
+    assert passages[7] in prompt.value and not said.value
+    for act in (
+        lambda: setattr(by, "value", "BM25"),
+        lambda: setattr(k, "value", 5),
+        lambda: setattr(added, "value", f"{passages[7]} {HOSTILE}"),
+        lambda: setattr(asked, "value", HOSTILE),
+        lambda: setattr(k, "value", 0),
+    ):
+        before, start = table.value, time.process_time()
+        act()
+        assert table.value != before and time.process_time() - start < 0.5
+        assert "<script" not in table.value + prompt.value
+    parts(inspector, ipywidgets.Button)[0].click()
+    assert said.value and "<script" not in said.value
+
+
+def test_chat_asks_every_model_and_escapes(monkeypatch):
+    model, tokenizer = models.load("ladder/20k")
+    talkers = {"one": (model, tokenizer, str), "<b>two": (model, tokenizer, "Q: {}\nA:".format)}
+    widget = widgets.chat(talkers, "Hello!", 8)
+    (shown,), (asked,) = parts(widget, ipywidgets.HTML), parts(widget, ipywidgets.Text)
+    seen = []
+    shown.observe(lambda change: seen.append(change["new"]), "value")
+    parts(widget, ipywidgets.Button)[0].click()
+    assert len(seen) >= 8  # it streams
+    wanted = list(widgets.written(model, tokenizer, "Hello!", 8))[-1]
+    assert wanted in html.unescape(shown.value) and "<b>two" not in shown.value
+    monkeypatch.setattr(type(tokenizer), "decode", lambda self, *_, **__: HOSTILE)
+    asked.value = HOSTILE
+    parts(widget, ipywidgets.FloatSlider)[0].value = 1.0
+    parts(widget, ipywidgets.Button)[0].click()
+    assert "<script" not in shown.value and shown.value.count("&lt;script") == 3
+
+
+def test_written_is_greedy_and_keeps_to_the_context():
+    model, tokenizer = models.load("ladder/20k")
+    ids = tokenizer("Lena likes", return_tensors="pt").input_ids
+    out = model.generate(ids, max_new_tokens=10, do_sample=False)
+    assert list(widgets.written(model, tokenizer, "Lena likes", 10))[-1] == tokenizer.decode(
+        out[0, ids.shape[1] :], skip_special_tokens=True
+    )
+    assert list(widgets.written(model, tokenizer, "word " * 500, 5))
+
+
+QUIZ = yaml.safe_load((models.LADDER.parent / "quiz.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_quiz_is_whole_in_both_languages():
+    known = widgets.claims.load()
+    for item in QUIZ:
+        assert item["claim"] in known and 0 <= item["answer"] < len(item["options"])
+        for text in [item["question"], item["why"], *item["options"]]:
+            assert set(text) == {"en", "ko"} and all(text.values())
+    table = widgets.quiz_table(QUIZ, {}, "ko")
+    assert table.count("<details>") == len(QUIZ)
+
+
+def test_quiz_explains_and_counts():
+    hostile = [QUIZ[0] | {"question": {"en": HOSTILE, "ko": HOSTILE}, "why": {"en": HOSTILE, "ko": HOSTILE}}, QUIZ[1]]
+    widget = widgets.quiz(hostile, {QUIZ[0]["claim"]: "holds"})
+    asked, told, score = parts(widget, ipywidgets.HTML)
+    *options, onward = parts(widget, ipywidgets.Button)
+    assert not told.value
+    options[QUIZ[0]["answer"]].click()
+    options[0].click()  # the first answer counts
+    assert "holds" in told.value and "1 / 1" in score.value and "<script" not in asked.value + told.value
+    onward.click()
+    assert not told.value and QUIZ[1]["question"]["en"] in html.unescape(asked.value)
+    options[(QUIZ[1]["answer"] + 1) % 3].click()
+    assert "1 / 2" in score.value
+    parts(widget, ipywidgets.ToggleButtons)[0].value = "ko"
+    assert QUIZ[1]["why"]["ko"] in html.unescape(told.value)

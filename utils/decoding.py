@@ -12,6 +12,7 @@ vocabulary only where these do not hold enough; beam search reads the prompt onc
 
 from collections.abc import Callable, Iterator
 
+import regex
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -241,6 +242,26 @@ def stop_at(tokenizer, strings: list[str], prompt_length: int) -> Callable[[Tens
         return torch.tensor([any(string in text for string in strings) for text in texts], device=ids.device)
 
     return stop
+
+
+def constrained(tokenizer, pattern: str, prompt_length: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A `choose` for `stream`, one text at a time: the likeliest token with which the new text can still match `pattern`.
+
+    When the pattern is matched whole, the text ends.
+    """
+    form = regex.compile(pattern)
+
+    def choose(logits: Tensor, ids: Tensor) -> Tensor:
+        text = tokenizer.decode(ids[0, prompt_length:])
+        if form.fullmatch(text):
+            return torch.tensor([tokenizer.eos_token_id], device=ids.device)
+        for token in logits[0].argsort(descending=True):
+            word = tokenizer.decode(token)
+            if word and form.fullmatch(text + word, partial=True):
+                return token[None]
+        raise ValueError(f"No token of the vocabulary continues {text!r} to a match of {pattern!r}.")
+
+    return choose
 
 
 @torch.inference_mode()

@@ -164,6 +164,34 @@ def score_choices(model: PreTrainedModel, tokenizer, items: list[dict], rows: in
     return float(acc), float(acc_norm)
 
 
+def choice_probabilities(
+    model: PreTrainedModel, tokenizer, prompts: list[str], options: list[list[str]]
+) -> list[np.ndarray]:
+    """How a model shares its belief among the options of each prompt: for each an array (options,) that sums to 1."""
+    found = score_options(model, tokenizer, prompts, options)
+    logprobs = [torch.tensor([score["logprob"] for score in scores]) for scores in found]
+    return [values.softmax(-1).numpy() for values in logprobs]
+
+
+def beliefs(model: PreTrainedModel, tokenizer, items: list[dict], form: str = "text") -> list[dict]:
+    """How sure a model is of multiple-choice answers: dicts with sure (its probability for its own answer) and right.
+
+    An item has question, options and answer (a place). "text": the options' words follow the question; "letter": they stand
+    in it, and A, B, C ... follow.
+    """
+    letters = [[f" {'ABCDEFGH'[i]}" for i in range(len(item["options"]))] for item in items]
+    asked = [f"Question: {item['question']}\n" for item in items]
+    if form == "letter":
+        lines = [zip(names, item["options"], strict=True) for names, item in zip(letters, items, strict=True)]
+        asked = [q + "".join(f"{n[1:]}. {o}\n" for n, o in pairs) for q, pairs in zip(asked, lines, strict=True)]
+    options = letters if form == "letter" else [[f" {o}" for o in item["options"]] for item in items]
+    found = choice_probabilities(model, tokenizer, [q + "Answer:" for q in asked], options)
+    return [
+        dict(item=i, sure=round(float(p.max()), 4), right=bool(p.argmax() == item["answer"]))
+        for i, (item, p) in enumerate(zip(items, found, strict=True))
+    ]
+
+
 # ---- Overlap with a reference ---------------------------------------------------------------------------------------
 
 

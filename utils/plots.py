@@ -214,3 +214,21 @@ def ratings(rated: dict[str, tuple], title: str, other: dict[str, float] | None 
     if other:
         axes.legend(fontsize=13)
     return figure
+
+
+def seen(picture, chances: dict[str, dict[str, float]], title: str) -> Figure:
+    """A picture (24, 24, 3), and the probability of each possible answer, by what the model was shown."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="none", width_ratios=[1, 2.6])
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.88, bottom=0.22, wspace=0.15)
+    left.imshow(picture)
+    left.axis("off")
+    for i, (shown, colour) in enumerate(zip(chances, (BLUE, LIGHT, ORANGE), strict=False)):
+        right.bar(
+            [x + 0.4 * i for x in range(len(chances[shown]))], chances[shown].values(), 0.4, color=colour, label=shown
+        )
+    right.set_xticks([x + 0.2 for x in range(len(chances[shown]))], chances[shown], rotation=30, fontsize=13)
+    right.set(ylabel="probability", ylim=(0, 1))
+    right.set_title(title, parse_math=False)
+    right.grid(axis="x", visible=False)
+    right.legend(fontsize=13)
+    return figure

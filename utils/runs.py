@@ -5,6 +5,7 @@ Each run writes a Parquet file and a log (command, seconds, machine, versions) b
 
 import argparse
 import hashlib
+import itertools
 import json
 import platform
 import random
@@ -25,14 +26,18 @@ from utils import (
     benchmarks,
     bottle,
     decoding,
+    detection,
     evaluation,
     flan,
     judging,
     models,
     pretrain,
     prompting,
+    retrieval,
     rewards,
     rlhf,
+    synthetic,
+    vision,
 )
 
 RUNS = Path(__file__).parents[1] / "data" / "runs"
@@ -409,6 +414,93 @@ def prompts() -> None:
     _go_on("prompts", {key(unit): partial(rows, unit) for unit in prompting.plan()}, key)
 
 
+# ---- Applications and limits (notebook 09) --------------------------------------------------------------------------
+
+
+def self_instruct() -> None:
+    """A rung makes up tasks and is tuned on them: every arm, three clusters held out at a time, two seeds."""
+    model, tokenizer = models.load(f"ladder/{synthetic.RUNG}")
+    grader, _ = models.load(f"ladder/{synthetic.GRADER}")
+    folds = {f"{', '.join(fold)} | {seed}": (fold, seed) for seed in (0, 1) for fold in flan.FOLDS}
+    one = partial(synthetic.unit, model, grader, tokenizer)
+    _go_on("self_instruct", {name: lambda f=f: [dict(seed=f[1]) | row for row in one(*f)] for name, f in folds.items()})
+
+
+def looked_up() -> None:
+    """Questions about the bottle, closed book and with passages, true and poisoned: SmolLM2, and a rung tuned either way."""
+    chat, rung = models.load("smollm2"), models.load(f"ladder/{rlhf.RUNG}")
+    units = {f"smollm2 | {way}": partial(retrieval.asked_chat, *chat, way) for way in retrieval.WAYS}
+    for seed in SEEDS:
+        for way in ("closed book", "passages"):
+            units[f"{rlhf.RUNG} | {way} | {seed}"] = partial(retrieval.asked_rung, *rung, way == "passages", seed)
+    _go_on("retrieval", units)
+
+
+def detected() -> None:
+    """Texts by people and by SmolLM2, drawn with and without a watermark, and paraphrased: log-probabilities of all tokens."""
+    model, tokenizer = models.load("smollm2")
+    stored = {}
+    for row in _stored("decoders")[0]:
+        if row["draw"] == 0:
+            stored.setdefault(row["decoder"], []).append(row["tokens"])
+    kinds = {name: partial(list, stored[name]) for name in ("human", "nucleus 0.95", "sampling", "temperature 0.7")}
+    kinds["watermarked"] = partial(detection.write, model, tokenizer, paragraphs(tokenizer)[:, :PROMPT], NEW)
+
+    def paraphrases() -> list[list[int]]:
+        texts = [row["tokens"] for row in _stored("detection")[0] if row["unit"] == "watermarked"]
+        return detection.paraphrase(model, tokenizer, texts)
+
+    kinds["paraphrased"] = paraphrases
+    _go_on("detection", {name: lambda make=make: detection.scored(model, make()) for name, make in kinds.items()})
+
+
+def calibration() -> None:
+    """How sure SmolLM2 is of its answers to ARC's questions (four options), by the options' text and by their letters."""
+    model, tokenizer = models.load("smollm2")
+    units = {}
+    for name in ("arc_easy", "arc_challenge"):
+        for form in ("text", "letter"):
+            units[f"{name} | {form}"] = partial(evaluation.beliefs, model, tokenizer, arc(name), form)
+    _go_on("calibration", units)
+
+
+def arc(name: str, count: int = 120) -> list[dict]:
+    """Every so many of ARC's questions with four options, `count` in all: dicts with question, options and answer (its place)."""
+    rows = [row for row in benchmarks.load(name) if len(row["choices"]["text"]) == 4]
+    rows = [rows[i * len(rows) // count] for i in range(count)]
+    place = lambda row: row["choices"]["label"].index(row["answerKey"])  # noqa: E731
+    return [dict(question=row["question"], options=row["choices"]["text"], answer=place(row)) for row in rows]
+
+
+# ---- Pictures and clips (notebook 09) -------------------------------------------------------------------------------
+
+
+def pictures() -> None:
+    """The vision encoder, where it is not stored, and every arm of `vision.ARMS` on it."""
+    encoded = (vision.WEIGHTS / "encoder.safetensors").exists()
+    if not encoded:
+        tokenizer = pretrain.tokenizer()
+        scenes, drawn = vision.album("train", 8000, vision.TEST + 1)
+        captions = [tokenizer(vision.caption(scene)).input_ids for scene in scenes]
+        vision.keep("encoder", vision.train_encoder(drawn, captions)[0].state_dict())
+    key = lambda row: f"{row['arm']} | {row['seed']}"  # noqa: E731
+    arms = [dict(arm=arm, seed=seed) for arm, seed in itertools.product(vision.ARMS, SEEDS)]
+    _go_on("pictures", {key(arm): partial(vision.arm, **arm) for arm in arms}, key, lambda row: encoded)
+
+
+def clips() -> None:
+    """A painter of clips with every seed; the weights and the codebook of seed 0 are kept."""
+
+    def rows(seed: int) -> list[dict]:
+        found, model, codes, _ = vision.clip_arm(seed)
+        if seed == 0:
+            weights = {key: tensor for key, tensor in model.state_dict().items() if key != "lm_head.weight"}
+            vision.keep("painter", weights | {"codes": torch.tensor(codes)})
+        return found
+
+    _go_on("clips", {f"seed {seed}": partial(rows, seed) for seed in SEEDS}, lambda row: f"seed {row['seed']}")
+
+
 def _write(name: str, rows: list[dict], seconds: dict, run: str | None = None) -> None:
     """Write data/runs/NAME.*: the rows, and the log of the run (NAME, where it is not told)."""
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -439,6 +531,12 @@ if __name__ == "__main__":
         "judging": smollm2_judges,
         "code": smollm2_code,
         "prompts": prompts,
+        "self_instruct": self_instruct,
+        "retrieval": looked_up,
+        "detection": detected,
+        "calibration": calibration,
+        "pictures": pictures,
+        "clips": clips,
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
     parser.add_argument("name", choices=known, help="the run; a stopped one goes on")

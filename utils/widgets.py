@@ -5,7 +5,7 @@ What a model or a student wrote is escaped before it reaches the page.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 
 import IPython
@@ -15,7 +15,21 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from utils import bottle, decoding, evaluation, flan, plots, preference, prompting, rlhf, scaling
+from utils import (
+    bottle,
+    claims,
+    decoding,
+    evaluation,
+    flan,
+    models,
+    plots,
+    preference,
+    prompting,
+    retrieval,
+    rlhf,
+    scaling,
+    vision,
+)
 
 
 def png(figure: Figure) -> bytes:
@@ -607,3 +621,201 @@ def prompt_workbench(model, tokenizer, prompts: list[str], new_tokens: int = 24)
     run.on_click(answer)
     answer()
     return ipywidgets.VBox([ipywidgets.HBox(areas), ipywidgets.HBox([run, template]), shown])
+
+
+# 09 Applications and limits -------------------------------------------------------------------------------------------
+
+
+def passages_table(found: list[tuple[float, str]]) -> str:
+    """Passages with their scores, the best first: an HTML table."""
+    cell = "text-align:left;padding:.2em .8em;font-size:1.15em"
+    rows = (
+        f'<tr><td style="{cell}">{score:.2f}</td><td style="{cell}">{escape(text)}</td></tr>' for score, text in found
+    )
+    return f"<table><tr><th>score</th><th>passage</th></tr>{''.join(rows)}</table>"
+
+
+def rag_inspector(model, tokenizer, passages: list[str], question: str) -> ipywidgets.Widget:
+    """Ask about a collection: see what is found, what the model reads, and what it answers; add a passage of your own."""
+    asked = ipywidgets.Text(question, description="Question", continuous_update=False, layout={"width": "95%"})
+    added = ipywidgets.Text(description="Add this", continuous_update=False, layout={"width": "95%"})
+    by = ipywidgets.ToggleButtons(options=["MiniLM", "BM25"], description="Find by")
+    k = ipywidgets.IntSlider(value=3, min=0, max=5, description="passages")
+    button = ipywidgets.Button(description="Answer", button_style="primary")
+    table, prompt, said = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
+    embedded = models.sentence_embeddings(passages)
+    state = {"passages": passages, "embedded": embedded, "prompt": ""}
+
+    def draw(_=None) -> None:
+        vectors = state["embedded"] if by.value == "MiniLM" else None
+        found = retrieval.find(asked.value, state["passages"], k.value, vectors)
+        notes = [[text for _, text in found]] if found else None
+        (state["prompt"],) = retrieval.chat_prompts(tokenizer, [asked.value], notes)
+        table.value, said.value = passages_table(found), ""
+        prompt.value = f'<pre style="white-space:pre-wrap">{escape(state["prompt"])}</pre>'
+
+    def add(_) -> None:
+        more = [added.value] if added.value.strip() else []
+        state["passages"] = [*more, *passages]
+        state["embedded"] = torch.cat([models.sentence_embeddings(more), embedded]) if more else embedded
+        draw()
+
+    def answer(_) -> None:
+        for text in written(model, tokenizer, state["prompt"], 40):
+            said.value = f'<div style="font-size:1.3em">{escape(text)}</div>'
+
+    for control in (asked, by, k):
+        control.observe(draw, "value")
+    added.observe(add, "value")
+    button.on_click(answer)
+    draw()
+    return ipywidgets.VBox([asked, added, ipywidgets.HBox([by, k, button]), table, said, prompt])
+
+
+def coloured(text: str, green: bool) -> str:
+    """A token of a text, on green or on red: HTML."""
+    style = f"background:{'#BFE3D0' if green else '#F3CFC4'};color:#000;font-size:1.15em;white-space:pre-wrap"
+    return f'<span style="{style}">{escape(text)}</span>'
+
+
+def written(model, tokenizer, prompt: str, new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Iterator[str]:
+    """What a model writes after a prompt, token by token: the text so far, again and again. Temperature 0 is greedy."""
+    room = model.config.max_position_embeddings - new_tokens
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids[:, -room:].to(model.device)
+    generator, text = torch.Generator(model.device).manual_seed(seed), []
+
+    def choose(logits: torch.Tensor, _) -> torch.Tensor:
+        if temperature == 0:
+            return logits.argmax(-1)
+        return torch.multinomial(decoding.warp(logits, temperature, top_p=0.95).softmax(-1), 1, generator=generator)[
+            :, 0
+        ]
+
+    for token in decoding.stream(model, ids, new_tokens, choose):
+        text.append(token.item())
+        yield tokenizer.decode(text, skip_special_tokens=True)
+
+
+def chat_table(answers: dict[str, str], request: str = "") -> str:
+    """What every model said, side by side: an HTML table."""
+    cell = "text-align:left;vertical-align:top;padding:.5em;font-size:1.1em;white-space:pre-wrap;overflow-wrap:anywhere"
+    width = f"width:{100 // max(1, len(answers))}%"
+    head = "".join(f'<th style="{width}">{escape(name)}</th>' for name in answers)
+    body = "".join(f'<td style="{cell}">{escape(text)}</td>' for text in answers.values())
+    asked = f'<tr><td colspan="{len(answers)}" style="{cell}"><b>{escape(request)}</b></td></tr>' if request else ""
+    return f'<table style="table-layout:fixed;width:100%">{asked}<tr>{head}</tr><tr>{body}</tr></table>'
+
+
+def chat(talkers: dict[str, tuple], request: str, new_tokens: int = 60) -> ipywidgets.Widget:
+    """Ask every model at once; all answers grow at the same time. `talkers`: name -> (model, tokenizer, form), where
+    form(request) is what that model reads."""
+    asked = ipywidgets.Text(request, description="You", layout={"width": "80%"})
+    heat = ipywidgets.FloatSlider(value=0, min=0, max=1.5, step=0.1, description="temperature")
+    button = ipywidgets.Button(description="Ask all", button_style="primary")
+    shown, turn = ipywidgets.HTML(chat_table(dict.fromkeys(talkers, ""))), 0
+
+    def ask(_) -> None:
+        nonlocal turn
+        turn += 1
+        answers = dict.fromkeys(talkers, "")
+        streams = {
+            name: written(model, tokenizer, form(asked.value), new_tokens, heat.value, turn)
+            for name, (model, tokenizer, form) in talkers.items()
+        }
+        while streams:
+            for name in list(streams):
+                text = next(streams[name], None)
+                answers[name] = answers[name] if text is None else text
+                if text is None:
+                    del streams[name]
+            shown.value = chat_table(answers, asked.value)
+
+    button.on_click(ask)
+    return ipywidgets.VBox([ipywidgets.HBox([asked, button]), heat, shown])
+
+
+def quiz_table(questions: list[dict], verdicts: dict[str, str], language: str = "en") -> str:
+    """All questions of the quiz, each with its answer folded under it: HTML. `verdicts`: claim -> what was measured."""
+    parts = []
+    for number, item in enumerate(questions, 1):
+        options = "".join(f"<li>{escape(option[language])}</li>" for option in item["options"])
+        parts.append(
+            f"<p><b>{number}. {escape(item['question'][language])}</b></p><ol type='a'>{options}</ol>"
+            f"<details><summary>?</summary>{explained(item, verdicts, language)}</details>"
+        )
+    return f'<div style="font-size:1.1em;max-width:60em">{"".join(parts)}</div>'
+
+
+def explained(item: dict, verdicts: dict[str, str], language: str = "en") -> str:
+    """The right answer of a quiz question, why, and where it was measured, with the verdict there: HTML."""
+    claim = claims.load()[item["claim"]]
+    measured = {"en": "Notebook {}: {} Measured: {}.", "ko": "노트북 {}: {} 측정 결과: {}."}[language]
+    measured = measured.format(claim["notebook"], claim["statement"][language], verdicts.get(item["claim"], "not yet"))
+    right = f"{'abcdefgh'[item['answer']]}) {item['options'][item['answer']][language]}"
+    return f"<p><b>{escape(right)}</b></p><p>{escape(item['why'][language])}</p><p>{escape(measured)}</p>"
+
+
+def quiz(questions: list[dict], verdicts: dict[str, str]) -> ipywidgets.Widget:
+    """The quiz, a question at a time, in English or Korean; every answer is explained, the score is kept."""
+    language = ipywidgets.ToggleButtons(options=[("English", "en"), ("한국어", "ko")])
+    asked, told, score = ipywidgets.HTML(), ipywidgets.HTML(), ipywidgets.HTML()
+    buttons = [ipywidgets.Button(layout={"width": "90%"}) for _ in range(max(len(q["options"]) for q in questions))]
+    onward = ipywidgets.Button(description="Next ▸", button_style="primary")
+    state = {"place": 0, "given": {}}
+
+    def draw(_=None) -> None:
+        place = state["place"]
+        item, chosen, spoken = questions[place], state["given"].get(place), language.value
+        asked.value = f'<div style="font-size:1.4em"><b>{place + 1}. {escape(item["question"][spoken])}</b></div>'
+        for i, button in enumerate(buttons):
+            button.layout.display = "" if i < len(item["options"]) else "none"
+            button.description = f"{'abcdefgh'[i]}) {item['options'][i][spoken]}" if i < len(item["options"]) else ""
+            known = chosen is not None
+            button.button_style = "success" if known and i == item["answer"] else "danger" if i == chosen else ""
+        told.value = "" if chosen is None else f'<div style="font-size:1.2em">{explained(item, verdicts, spoken)}</div>'
+        right = sum(questions[i]["answer"] == answer for i, answer in state["given"].items())
+        score.value = f'<div style="font-size:1.2em">{right} / {len(state["given"])} ({len(questions)})</div>'
+
+    def give(answer: int) -> None:
+        state["given"].setdefault(state["place"], answer)
+        draw()
+
+    def go(_) -> None:
+        state["place"] = (state["place"] + 1) % len(questions)
+        draw()
+
+    for i, button in enumerate(buttons):
+        button.on_click(lambda _, i=i: give(i))
+    onward.on_click(go)
+    language.observe(draw, "value")
+    draw()
+    return ipywidgets.VBox([language, asked, *buttons, told, ipywidgets.HBox([onward, score])])
+
+
+def show_seen(seeing, tokenizer, drawn: torch.Tensor, asked: list[dict], number: int) -> Figure:
+    """Question `number` of a split: its picture, and the answers' probabilities with its patches and with another picture's."""
+    question, other = asked[number], vision.another(asked)[number]
+    found = {"this picture": question, "another picture's patches": other}
+    found = {name: vision.chances(seeing, tokenizer, which) for name, which in found.items()}
+    return plots.seen(drawn[question["picture"]].permute(1, 2, 0).numpy(), found, question["prompt"])
+
+
+def picture_questions(seeing, tokenizer, drawn: torch.Tensor, asked: list[dict]) -> ipywidgets.Widget:
+    """Choose a picture and a question about it: what the model answers, and what it would answer to another picture."""
+    pictures = sorted({q["picture"] for q in asked})
+    which = ipywidgets.IntSlider(1, 1, len(pictures), description="Picture")
+    question = ipywidgets.Dropdown(description="Question", layout={"width": "60%"})
+    picture = ipywidgets.Image(format="png", width=880)
+
+    def draw(_=None) -> None:
+        if question.value is not None:
+            picture.value = png(show_seen(seeing, tokenizer, drawn, asked, question.value))
+
+    def choose(_=None) -> None:
+        known = [(q["prompt"], i) for i, q in enumerate(asked) if q["picture"] == pictures[which.value - 1]]
+        question.options = known
+
+    which.observe(choose, "value")
+    question.observe(draw, "value")
+    choose()
+    return ipywidgets.VBox([which, question, picture])
