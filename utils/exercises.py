@@ -95,7 +95,7 @@ def check(student: Callable) -> Result:
 
 
 def _same(a, b) -> bool:
-    if isinstance(b, tuple):
+    if isinstance(b, tuple | list):
         return isinstance(a, tuple | list) and len(a) == len(b) and all(map(_same, a, b))
     if isinstance(b, Tensor):
         return (
