@@ -223,7 +223,7 @@ def test_instruction_tuning(page, lab):
         split = cell.get_by_role("button", name=name)
         took[name] = seconds_to_change(page, split.click, shown.inner_html)
     tasks = cell.locator("select").first
-    for place in (0, tasks.locator("option").count() - 1):
+    for place in (tasks.locator("option").count() - 1, 0):
         took[f"task {place}"] = seconds_to_change(
             page, lambda place=place: tasks.select_option(index=place), shown.inner_html
         )
