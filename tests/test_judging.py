@@ -37,11 +37,8 @@ def test_the_writers_of_the_answers_are_found():
     counts = {row["model"]: row["n_wins"] for row in leaderboard if row["judge"] == "claude"}
     for model, answers in found.items():
         assert 0 <= counts[model] - sum(verdict == 2 for _, verdict in answers.values()) <= 10
-    said = {
-        model: " ".join(answer for answer, _ in found[model].values()) for model in ("chatgpt", "falcon-7b-instruct")
-    }
-    signs = [text.count("As an AI language model") for text in said.values()]  # ChatGPT's own words
-    assert signs[0] > 10 and signs[0] > 3 * signs[1]
+    said = {model: " ".join(answer for answer, _ in answers.values()) for model, answers in found.items()}
+    assert {model for model, text in said.items() if "Anthropic" in text} == {"claude"}  # it names its maker
 
 
 def test_known_replies_have_their_grade_and_what_is_known():

@@ -241,4 +241,4 @@ def test_stored_judgements_are_made_again(smollm2):
         for column in now.columns:
             assert now[column].tolist() == pytest.approx(then[column].tolist(), abs=0.02)
     now = pd.DataFrame(judging.graded_replies(*smollm2, judging.known_replies(judging.REQUESTS)[:4]))
-    assert np.stack(now.p) == pytest.approx(np.stack(stored[stored.unit == "graded"].p.head(4)), abs=0.01)
+    assert np.stack(now.p) == pytest.approx(np.stack(stored[stored.unit == "graded"].p.head(4).tolist()), abs=0.01)
