@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN = .venv/bin
 
-.PHONY: course test lab bench fetch notebooks pins
+.PHONY: course test lab slides bench fetch notebooks pins
 
 course: .venv/course
 	$(BIN)/python -m utils.course
@@ -13,12 +13,16 @@ test: .venv/test fetch
 	  || echo "WARNING: no Chromium could be installed: the browser tests will be skipped."
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/pytest tests
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 	$(BIN)/python -m utils.claims --check
 
 lab: .venv/course fetch
 	$(BIN)/jupyter lab notebooks
+
+slides: .venv/course
+	$(BIN)/python -m utils.slides
 
 bench: .venv/course fetch
 	$(BIN)/python -m tests.bench

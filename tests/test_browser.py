@@ -10,12 +10,9 @@ import urllib.request
 from functools import partial
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from tests.test_notebooks import NOTEBOOKS
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 RUN_ALL = """async () => {
   const app = window.jupyterapp; await app.restored;
   const nb = app.shell.currentWidget;
@@ -63,23 +60,14 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(lab):
+def page(lab, browser):
     """A page of the browser; its list `complaints` collects errors and requests that leave this machine."""
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        except Exception as error:
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(f"BROWSER TESTS SKIPPED, no Chromium: {str(error).splitlines()[0]}")
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.complaints = []
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on(
-            "request", lambda r: page.complaints.append(r.url) if lab not in r.url and r.url.startswith("http") else 0
-        )
-        yield page
-        browser.close()
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.complaints = []
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("request", lambda r: page.complaints.append(r.url) if lab not in r.url and r.url.startswith("http") else 0)
+    yield page
+    page.close()
 
 
 def open_and_run(page, lab: str, name: str, ids: list[str] | None = None) -> None:
@@ -250,4 +238,21 @@ def test_applications(page, lab):
     took["Korean"] = seconds_to_change(page, cell.get_by_role("button", name="한국어").click, words.all_inner_texts)
     print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
     assert page.title() != "bad"
+def test_instruction_tuning(page, lab):
+    open_and_run(page, lab, "03_instruction_tuning", ["setup", "browser-static", "browser-widget"])
+    took = {}
+    cell = widget_cell(page, "browser-widget")
+    shown = cell.locator(".widget-html-content").last
+    shown.wait_for()
+    button = cell.get_by_role("button", name="Another item")
+    took["another"] = seconds_to_change(page, button.click, shown.inner_html)
+    for name in ("held out", "tuning"):
+        split = cell.get_by_role("button", name=name)
+        took[name] = seconds_to_change(page, split.click, shown.inner_html)
+    tasks = cell.locator("select").first
+    for place in (0, tasks.locator("option").count() - 1):
+        took[f"task {place}"] = seconds_to_change(
+            page, lambda place=place: tasks.select_option(index=place), shown.inner_html
+        )
+    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
     assert not page.complaints

@@ -4,11 +4,13 @@ import csv
 import json
 import math
 import os
+import re
 
+import nbformat
 import pytest
 import yaml
 
-from utils import claims
+from utils import claims, course, progress
 
 SYLLABUS = """
 one-model-many-tasks more-data-helps no-labels-needed attention-beats-recurrence
@@ -177,6 +179,11 @@ def test_record_writes_and_overwrites(elsewhere):
     assert written["python"] and written["torch"] and written["transformers"] and written["date"]
 
 
+def test_in_a_lecture_nothing_is_recorded(elsewhere, monkeypatch):
+    monkeypatch.setattr(claims, "live", True)
+    assert "not recorded" in str(claims.record(BEAM, 1, 0.5, 1.5)) and claims.local_results() == {}
+
+
 def test_a_failing_write_leaves_the_old_result_and_nothing_else(elsewhere, monkeypatch):
     claims.record(BEAM, 1, 0.5, 1.5)
 
@@ -282,3 +289,31 @@ def test_committed_verdicts_follow_from_the_rules_of_today():
 
 def test_the_readme_shows_the_committed_results():
     assert claims.readme_block() in claims.README.read_text(encoding="utf-8"), "run python -m utils.claims --accept"
+
+
+def test_the_page_shows_every_claim_with_figure_and_link(elsewhere, tmp_path):
+    code = nbformat.v4.new_code_cell
+    plot, other = (code(f"plot({i})", outputs=[]) for i in range(2))
+    for cell, data in ((other, "b3RoZXI="), (plot, "cGxvdA==")):
+        cell.outputs = [nbformat.v4.new_output("display_data", data={"image/png": data})]
+    plot.metadata["alt"] = 'a "curve" & more'
+    section = nbformat.v4.new_markdown_cell("## Section")
+    cells = [other, section, plot, code(f'claims.record("{BEAM}", 1, 0.5, 1.5)', id="the-claim"), code("end()")]
+    (folder := tmp_path / "notebooks").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "06_decoding.ipynb")
+    claims.record(BEAM, 1, 0.5, 1.5)
+    page = claims.page(claims.local_results(), folder)
+    assert [page.count(f'<article id="{id}">') for id in claims.load()] == [1] * len(claims.load())
+    assert page.count('href="notebooks/06_decoding.html#cell-id=the-claim"') == 1 == page.count("href=")
+    assert "cGxvdA==" in page and "b3RoZXI=" not in page and "a &quot;curve&quot; &amp; more" in page
+    assert "1.00 [0.500, 1.50]" in page and page.count("✓ holds") == 1 and "http" not in page
+
+
+def test_the_readme_shows_the_notebooks_with_their_time_and_memory(tmp_path, monkeypatch):
+    text = claims.README.read_text(encoding="utf-8")
+    assert course.readme(text) == text, "run `make notebooks`"
+    monkeypatch.setattr(progress, "TIMES", tmp_path)
+    (tmp_path / "06_decoding.json").write_text('{"seconds": 90, "memory": 2.04, "cells": {}}')
+    assert re.search(
+        r"^\| \[06\]\(notebooks/06_decoding.ipynb\) \| Decoding.* \| 6 \| 1.5 \| 2.0 \|$", course.readme(text), re.M
+    )

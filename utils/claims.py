@@ -33,7 +33,14 @@ START, END = "<!-- claims -->", "<!-- /claims -->"
 UNMEASURED = "not yet measured"
 SIGNS = {"holds": "✓ holds", "does not hold here": "✗ does not hold here", "undecided": "? undecided"}
 COLOURS = dict(zip(SIGNS.values(), ("#0072B2", "#B84A00", "#5F6368"), strict=True))  # apart for the colour-blind
+live = False  # a notebook's setup cell sets it in a lecture: nothing is recorded then
 CONFIDENCE = {"checked": "", "recalled": "; recalled, not checked", "derived": "; derived"}
+PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Every claim</title><style>
+body { font: 17px/1.45 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #202124 }
+article { break-inside: avoid; border-top: 1px solid #D0D3D6; margin-top: 1.5em } h2 { font-size: 1.2em; margin-bottom: 0 }
+p { margin: .3em 0 } b { color: #fff; padding: 0 .5em; print-color-adjust: exact; -webkit-print-color-adjust: exact }
+th { text-align: left; vertical-align: top; padding-right: 1em; white-space: nowrap } img { max-width: 100%; max-height: 22em }
+</style>"""
 KEYS = {"": "id notebook statement paper metric rule", "statement": "en ko", "paper": "figure source confidence"}
 OPTIONAL = {"paper": {"file"}}
 
@@ -151,8 +158,10 @@ def record(
     result |= {"seeds": seeds, "note": note, "machine": {"cpu": _cpu(), "cores": os.cpu_count()}}
     result |= {"python": platform.python_version(), "date": datetime.date.today().isoformat()}
     result |= {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    _write(RESULTS / f"{id}.json", _json(result))
+    if not live:
+        _write(RESULTS / f"{id}.json", _json(result))
     statement, paper, here, rule, sign = _words(claim, result)
+    note += "; in a lecture: a part of the work, not recorded" if live else ""
     many = f"seeds: {len(seeds) if isinstance(seeds, list) else seeds}" if seeds else ""
     values = [paper, f"{here}\n{many}\n{note}", f"{sign}\nholds if {rule}"]
     return Card(statement, [["Paper", "Here", "Verdict"], values], f"Measured: {claim['metric']}.", result)
@@ -272,6 +281,40 @@ def picture(results: dict[str, dict], file: Path) -> None:
     axes.axis("off")
     figure.savefig(file, dpi=100)
     plt.close(figure)
+
+
+def page(results: dict[str, dict], notebooks: Path) -> str:
+    """One printable HTML page of all claims, with the figure before each and a link to its cell.
+
+    `notebooks`: the folder of the executed notebooks and of the pages made of them (*.html), which the links name.
+    """
+    import nbformat
+
+    cells = {path.stem: nbformat.read(path, as_version=4).cells for path in sorted(notebooks.glob("*.ipynb"))}
+    parts = []
+    for id, claim in load().items():
+        (statement, korean, _), (figure, source) = (text.split("\n") for text in _words(claim)[:2])
+        *_, here, rule, sign = _words(claim, results.get(id))
+        link, picture = "", ""
+        for stem in (stem for stem in cells if stem.startswith(claim["notebook"])):
+            for cell in cells[stem]:
+                picture = "" if cell.source.startswith("## ") else picture  # of the cell's own section
+                for output in cell.get("outputs", []):
+                    if image := output.get("data", {}).get("image/png"):
+                        alt = escape(cell.metadata.get("alt", ""))
+                        picture = f'<img src="data:image/png;base64,{image.strip()}" alt="{alt}">'
+                if cell.cell_type == "code" and f'"{id}"' in cell.source:
+                    address = f"{notebooks.name}/{stem}.html#cell-id={cell.id}"
+                    link = f'<a href="{address}">notebook {claim["notebook"]}, cell {cell.id}</a>'
+                    break
+        rows = {"Paper": f"{figure} ({source})", "Measured here": claim["metric"], "Here": here, "Holds if": rule}
+        lines = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
+        verdict = f'<b style="background:{COLOURS.get(sign, "#5F6368")}">{sign or UNMEASURED}</b>'
+        parts.append(
+            f'<article id="{id}"><h2>{escape(statement)}</h2><p lang="ko">{escape(korean)}</p><p>{verdict} {link}</p>'
+            f"<table>{lines}</table>{picture if link else ''}</article>"
+        )
+    return f"{PAGE}<h1>Large Language Models, Measured: every claim</h1>{''.join(parts)}</html>\n"
 
 
 def check() -> list[str]:

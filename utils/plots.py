@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
+from utils import progress
+
 BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 GREY, LIGHT = "#5F6368", "#D0D3D6"
 COLOURS = [BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY]
@@ -27,7 +29,8 @@ DECODERS = {
 
 
 def style() -> None:
-    """Switch the house style on; the setup cell of every notebook calls it."""
+    """Switch the house style and the bars of slow cells on; the setup cell of every notebook calls it."""
+    progress.watch()
     for file in importlib.metadata.files("koreanize-matplotlib"):
         if file.name == "NanumGothic.ttf":
             font_manager.fontManager.addfont(file.locate())
