@@ -42,6 +42,8 @@ def problems(notebook) -> list[str]:
     for place, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
             continue
+        if cell.id != "setup" and re.search(r"^\s*(?:\w+, )*live(?:, \w+)* = ", cell.source, re.M):
+            found.append(f"{cell.id}: `live` is the setup's dial, and no name for something else")
         if cell.source.count("\n") >= 25:
             found.append(f"{cell.id}: more than 25 lines")
         for output in cell.outputs:
@@ -120,14 +122,14 @@ def test_every_widget_is_pressed_in_the_browser():
 
 
 def test_the_problems_are_found():
-    cell = nbformat.v4.new_code_cell("x = 1\n" * 26, execution_count=2)
+    cell = nbformat.v4.new_code_cell("x, live = 1, 2\n" * 26, execution_count=2)
     cell.outputs = [
         nbformat.v4.new_output("stream", name="stderr", text="warning"),
         nbformat.v4.new_output("execute_result", data={"image/png": "x" * 400_000, WIDGET: {}}),
     ]
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_markdown_cell(), cell, nbformat.v4.new_markdown_cell(), cell]
-    assert len(problems(notebook)) == 2 + 1 + 2 * 5
+    assert len(problems(notebook)) == 2 + 1 + 2 * 6
 
 
 def test_the_glossary_is_bilingual_and_used():
