@@ -65,11 +65,11 @@ def chat(tokenizer, prompt: str, system: str | None = None, examples: Sequence[t
 
 
 def fingerprint(model) -> str:
-    """What names a model's weights: a hash of every tensor's name, shape, sum and sum of squares."""
+    """What names a model's weights: a hash of every tensor's name, shape, sum and greatest and least value."""
     parts = [model.config.to_json_string()]
     for name, weight in model.state_dict().items():
-        flat = weight.flatten().double()
-        parts.append(f"{name} {tuple(weight.shape)} {flat.sum().item():.9g} {(flat @ flat).item():.9g}")
+        least, most = weight.aminmax()
+        parts.append(f"{name} {tuple(weight.shape)} {weight.sum().item():.9g} {least.item():.9g} {most.item():.9g}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
