@@ -266,6 +266,10 @@ def test_applications(page, lab):
     open_and_run(page, lab, "09_applications_and_limits")
     took = {}
     bad = "<script>document.title = 'bad'</script><img src=x onerror=\"document.title = 'bad'\"> 고양이"
+    cell = widget_cell(page, "images-widget")
+    slide(page, cell, took, "picture")
+    source = partial(cell.locator("img.widget-image").get_attribute, "src")
+    took["question"] = seconds_to_change(page, lambda: cell.locator("select").first.select_option(index=1), source)
     cell = widget_cell(page, "inspector-widget")
     words = cell.locator(".widget-html-content")
     words.first.wait_for()
@@ -289,5 +293,3 @@ def test_applications(page, lab):
     took["Korean"] = seconds_to_change(page, cell.get_by_role("button", name="한국어").click, words.all_inner_texts)
     print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
     assert page.title() != "bad"
-
-
