@@ -242,6 +242,8 @@ def test_applications(page, lab):
     took["Korean"] = seconds_to_change(page, cell.get_by_role("button", name="한국어").click, words.all_inner_texts)
     print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
     assert page.title() != "bad"
+
+
 def test_instruction_tuning(page, lab):
     open_and_run(page, lab, "03_instruction_tuning", ["setup", "browser-static", "browser-widget"])
     took = {}
