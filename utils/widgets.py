@@ -681,7 +681,7 @@ def coloured(text: str, green: bool) -> str:
 def written(model, tokenizer, prompt: str, new_tokens: int, temperature: float = 0.0, seed: int = 0) -> Iterator[str]:
     """What a model writes after a prompt, token by token: the text so far, again and again. Temperature 0 is greedy."""
     room = model.config.max_position_embeddings - new_tokens
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids[:, -room:].to(model.device)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids[:, -room:].to(model.device)
     generator, text = torch.Generator(model.device).manual_seed(seed), []
 
     def choose(logits: torch.Tensor, _) -> torch.Tensor:

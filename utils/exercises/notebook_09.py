@@ -23,42 +23,42 @@ def _cosines(query: Tensor, passages: Tensor) -> Tensor:
 
 @exercise(_passages)
 def retrieve(query, passages, k):
-    return _cosines(query, passages).topk(k).indices.tolist()
+    return _cosines(query, passages).topk(k).indices
 
 
 @mistake("retrieve", "You compare by the dot product alone: a long vector wins then; divide by both lengths.")
 def _(query, passages, k):
-    return (passages @ query).topk(k).indices.tolist()
+    return (passages @ query).topk(k).indices
 
 
 @mistake("retrieve", "The order is turned around: the most similar passage comes first.")
 def _(query, passages, k):
-    return (-_cosines(query, passages)).topk(k).indices.tolist()
+    return (-_cosines(query, passages)).topk(k).indices
 
 
 @mistake("retrieve", "You found the right passages but list the least similar of them first.")
 def _(query, passages, k):
-    return _cosines(query, passages).topk(k).indices.tolist()[::-1]
+    return _cosines(query, passages).topk(k).indices.flip(0)
 
 
 @mistake("retrieve", "You return the similarities: return the places of the passages.")
 def _(query, passages, k):
-    return _cosines(query, passages).topk(k).values.tolist()
+    return _cosines(query, passages).topk(k).values
 
 
 @mistake("retrieve", "You return every passage: only the first k.")
 def _(query, passages, k):
-    return _cosines(query, passages).argsort(descending=True).tolist()
+    return _cosines(query, passages).argsort(descending=True)
 
 
 @mistake("retrieve", "You normalise along the wrong axis: each passage, a row, is to have length 1 (dim=1).")
 def _(query, passages, k):
-    return (torch.nn.functional.normalize(passages, dim=0) @ query).topk(k).indices.tolist()
+    return (torch.nn.functional.normalize(passages, dim=0) @ query).topk(k).indices
 
 
 @mistake("retrieve", "You take the nearest by distance: the direction counts, not the length, so use the cosine.")
 def _(query, passages, k):
-    return (passages - query).norm(dim=1).topk(k, largest=False).indices.tolist()
+    return (passages - query).norm(dim=1).topk(k, largest=False).indices
 
 
 # The watermark's z-score ----------------------------------------------------------------------------------------------
