@@ -295,21 +295,3 @@ def test_applications(page, lab):
     assert page.title() != "bad"
 
 
-def test_instruction_tuning(page, lab):
-    open_and_run(page, lab, "03_instruction_tuning", ["setup", "browser-static", "browser-widget"])
-    took = {}
-    cell = widget_cell(page, "browser-widget")
-    shown = cell.locator(".widget-html-content").last
-    shown.wait_for()
-    button = cell.get_by_role("button", name="Another item")
-    took["another"] = seconds_to_change(page, button.click, shown.inner_html)
-    for name in ("held out", "tuning"):
-        split = cell.get_by_role("button", name=name)
-        took[name] = seconds_to_change(page, split.click, shown.inner_html)
-    tasks = cell.locator("select").first
-    for place in (0, tasks.locator("option").count() - 1):
-        took[f"task {place}"] = seconds_to_change(
-            page, lambda place=place: tasks.select_option(index=place), shown.inner_html
-        )
-    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
-    assert not page.complaints
