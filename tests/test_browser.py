@@ -293,5 +293,3 @@ def test_applications(page, lab):
     took["Korean"] = seconds_to_change(page, cell.get_by_role("button", name="한국어").click, words.all_inner_texts)
     print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
     assert page.title() != "bad"
-
-
