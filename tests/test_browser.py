@@ -135,7 +135,9 @@ def test_rlhf(page, lab):
 
 
 def test_decoding(page, lab):
-    open_and_run(page, lab, "06_decoding")
+    open_and_run(
+        page, lab, "06_decoding", ["setup", "beam-figure", "beam-widget", "explorer-figure", "explorer-widget"]
+    )
     took = {}
     for id, sliders in (("beam-widget", 2), ("explorer-widget", 4)):
         cell = widget_cell(page, id)
