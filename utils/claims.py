@@ -18,7 +18,6 @@ import platform
 import re
 import sys
 import tempfile
-import textwrap
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -261,7 +260,7 @@ def picture(results: dict[str, dict], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     measured = [claim for id, claim in load().items() if id in results]
-    figure, axes = plt.subplots(figsize=(13, 0.9 * len(measured) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(13, 0.36 * len(measured) + 0.8), layout="constrained")
     for row, claim in enumerate(measured):
         result = results[claim["id"]]
         _, _, here, rule, sign = _words(claim, result)
@@ -269,11 +268,11 @@ def picture(results: dict[str, dict], file: Path) -> None:
         ends = [x for x in (result["measured"], result["low"], result["high"]) if x is not None]
         scale = max(abs(x - limits[0]) for x in [*ends, limits[-1]]) or 1  # each row has a unit of its own
         x, *interval = ((end - limits[0]) / scale for end in ends)
-        axes.plot(interval or [x], [row] * len(interval or [x]), color=COLOURS[sign], lw=6, solid_capstyle="round")
-        axes.plot(x, row, "o", color=COLOURS[sign], ms=13)
-        axes.plot([(limit - limits[0]) / scale for limit in limits], [row] * len(limits), "k|", ms=26, mew=2)
-        axes.text(-1.15, row, textwrap.fill(claim["statement"]["en"], 58), ha="right", va="center", fontsize=13)
-        axes.text(1.15, row, f"{sign}\n{here}", va="center", fontsize=13, color=COLOURS[sign])
+        axes.plot(interval or [x], [row] * len(interval or [x]), color=COLOURS[sign], lw=5, solid_capstyle="round")
+        axes.plot(x, row, "o", color=COLOURS[sign], ms=10)
+        axes.plot([(limit - limits[0]) / scale for limit in limits], [row] * len(limits), "k|", ms=18, mew=2)
+        axes.text(-1.15, row, f"{claim['notebook']}  {claim['id']}", ha="right", va="center", fontsize=13)
+        axes.text(1.15, row, f"{sign}: {here}", va="center", fontsize=13, color=COLOURS[sign])
     axes.set(xlim=(-1.1, 1.1), ylim=(len(measured) - 0.5, -0.5))
     axes.set_title(
         "Measured on a two-core laptop: dot and interval beside the threshold | of the claim's rule", fontsize=14
