@@ -224,7 +224,7 @@ def test_stored_scores_of_benchmarks_are_made_again(smollm2):
     now = pd.DataFrame(judging.by_likelihood(*smollm2, items))
     then = stored[stored.unit == "arc, likelihood"].head(4)
     assert now.acc.tolist() == then.acc.tolist() and now.acc_norm.tolist() == then.acc_norm.tolist()
-    assert np.concatenate(now.logprobs) == pytest.approx(np.concatenate(then.logprobs), abs=0.02)
+    assert np.concatenate(now.logprobs) == pytest.approx(np.concatenate(then.logprobs.tolist()), abs=0.02)
     letters = stored[stored.unit == "arc, letter"].head(2)
     assert [row["written"] for row in judging.by_letter(*smollm2, items[:2])] == letters.written.tolist()
 
