@@ -142,8 +142,12 @@ def _hellaswag(row: dict) -> dict:
 
 
 def _arc(row: dict) -> dict:
-    answer = row["choices"]["label"].index(row["answerKey"])
-    return _item(f"Question: {row['question']}\nAnswer:", row["choices"]["text"], answer)
+    return _item(f"Question: {row['question']}\nAnswer:", row["choices"]["text"], arc_answer(row))
+
+
+def arc_answer(row: dict) -> int:
+    """The place of the right one among the options of a row of ARC."""
+    return row["choices"]["label"].index(row["answerKey"])
 
 
 def _mmlu(row: dict) -> dict:

@@ -283,9 +283,7 @@ def _pair(first: str, second: str, words: list[str]) -> Callable[[dict], dict]:
 
 def _arc(row: dict) -> dict:
     options = row["choices"]["text"]
-    return dict(
-        a=row["question"], b="", options=options, answer=options[row["choices"]["label"].index(row["answerKey"])]
-    )
+    return dict(a=row["question"], b="", options=options, answer=options[benchmarks.arc_answer(row)])
 
 
 def _copa(row: dict) -> dict:

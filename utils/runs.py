@@ -468,8 +468,8 @@ def arc(name: str, count: int = 120) -> list[dict]:
     """Every so many of ARC's questions with four options, `count` in all: dicts with question, options and answer (its place)."""
     rows = [row for row in benchmarks.load(name) if len(row["choices"]["text"]) == 4]
     rows = [rows[i * len(rows) // count] for i in range(count)]
-    place = lambda row: row["choices"]["label"].index(row["answerKey"])  # noqa: E731
-    return [dict(question=row["question"], options=row["choices"]["text"], answer=place(row)) for row in rows]
+    asked = [dict(question=row["question"], options=row["choices"]["text"]) for row in rows]
+    return [item | {"answer": benchmarks.arc_answer(row)} for item, row in zip(asked, rows, strict=True)]
 
 
 # ---- Pictures and clips (notebook 09) -------------------------------------------------------------------------------
