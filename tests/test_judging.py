@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from utils import benchmarks, bottle, claims, judging
+from utils import benchmarks, bottle, claims, judging, prompting
 
 
 def test_questions_are_the_harness_s():
@@ -56,7 +56,7 @@ def test_a_verdict_is_the_models_next_token(smollm2):
     pair = ("Name a colour.", "Blue.", "I do not want to.")
     (odds,) = judging.prefers_first(model, tokenizer, [pair])
     text = judging.WHICH.format(instruction=pair[0], first=pair[1], second=pair[2])
-    ids = tokenizer(judging.chat(tokenizer, text, "Answer"), return_tensors="pt").input_ids
+    ids = tokenizer(prompting.chat(tokenizer, text) + "Answer", return_tensors="pt").input_ids
     logits = model(ids).logits[0, -1]
     one, two = (logits[tokenizer(f" {n}").input_ids[-1]].item() for n in (1, 2))
     assert odds == pytest.approx(one - two, abs=0.01)

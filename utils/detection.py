@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from utils import decoding, evaluation
+from utils import decoding, evaluation, prompting
 
 GAMMA, DELTA, KEY = (
     0.25,
@@ -80,8 +80,7 @@ def _until_end(new: Tensor, tokenizer) -> list[list[int]]:
 def paraphrase(model, tokenizer, texts: list[list[int]], longest: int = 100, seed: int = 0) -> list[list[int]]:
     """The first `longest` tokens of each text, rewritten by the model in other words, without a watermark."""
     ask = "Rewrite this text in your own words, about as long:\n\n"
-    turns = [[{"role": "user", "content": ask + tokenizer.decode(text[:longest])}] for text in texts]
-    prompts = [tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False) for turn in turns]
+    prompts = [prompting.chat(tokenizer, ask + tokenizer.decode(text[:longest])) for text in texts]
     batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
     out = decoding.sample(
         model,

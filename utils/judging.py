@@ -16,7 +16,7 @@ import torch
 from datasets import load_dataset
 from torch import Tensor
 
-from utils import benchmarks, bottle, decoding, evaluation, flan, models, sandbox
+from utils import benchmarks, bottle, decoding, evaluation, flan, models, prompting, sandbox
 
 REAL = ("gpt4", "claude", "chatgpt")
 WHICH = """Which of two answers to a question is better?
@@ -36,12 +36,6 @@ Request: {prompt}
 Reply: {reply}"""
 
 
-def chat(tokenizer, text: str, begin: str = "") -> str:
-    """A request in the model's chat template, and how its reply begins."""
-    turn = [{"role": "user", "content": text}]
-    return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) + begin
-
-
 @torch.inference_mode()
 def next_words(model, tokenizer, prompts: list[str], words: list[str], rows: int = 8) -> Tensor:
     """ln p of each of these one-token words right after each prompt: (prompts, words), in nats; one pass a prompt."""
@@ -58,7 +52,7 @@ def next_words(model, tokenizer, prompts: list[str], words: list[str], rows: int
 
 def prefers_first(model, tokenizer, pairs: list[tuple[str, str, str]]) -> np.ndarray:
     """(instruction, first, second) -> log-odds, in nats, that the judge says that the first answer is better: (pairs,)."""
-    asked = [chat(tokenizer, WHICH.format(instruction=i, first=a, second=b), "Answer") for i, a, b in pairs]
+    asked = [prompting.chat(tokenizer, WHICH.format(instruction=i, first=a, second=b)) + "Answer" for i, a, b in pairs]
     one, two = next_words(model, tokenizer, asked, [" 1", " 2"]).T
     return (one - two).numpy()
 
@@ -67,12 +61,16 @@ def grades(model, tokenizer, replies: list[dict]) -> np.ndarray:
     """The probabilities of the grades 1 to 5 for replies of known quality (a dict: known, prompt, text): (replies, 5)."""
     asked = [GRADE.format(known=r["known"], prompt=r["prompt"], reply=r["text"]) for r in replies]
     words = [f" {n}" for n in range(1, 6)]
-    return next_words(model, tokenizer, [chat(tokenizer, text, "Rating:") for text in asked], words).softmax(-1).numpy()
+    return (
+        next_words(model, tokenizer, [prompting.chat(tokenizer, text) + "Rating:" for text in asked], words)
+        .softmax(-1)
+        .numpy()
+    )
 
 
 def answer_logprobs(model, tokenizer, asked: list[str], answers: list[str], rows: int = 8) -> np.ndarray:
     """Mean log p of an answer's tokens after its request in the chat template, in nats: (answers,); perplexity is exp(-it)."""
-    prompts = [chat(tokenizer, text) for text in asked]
+    prompts = [prompting.chat(tokenizer, text) for text in asked]
     scores = evaluation.score_options(model, tokenizer, prompts, [[answer] for answer in answers], rows)
     return np.array([found[0]["logprob"] / found[0]["tokens"] for found in scores])
 
@@ -124,7 +122,7 @@ def by_likelihood(model, tokenizer, items: list[dict]) -> list[dict]:
 
 def by_letter(model, tokenizer, items: list[dict], new_tokens: int = 8) -> list[dict]:
     """What the model writes when asked for a letter, and whether that names the right option."""
-    prompts = [chat(tokenizer, item["lettered"]) for item in items]
+    prompts = [prompting.chat(tokenizer, item["lettered"]) for item in items]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # little padding
     texts = dict(zip(order, flan.answers(model, tokenizer, [prompts[i] for i in order], new_tokens, 8), strict=True))
     return [
@@ -170,7 +168,10 @@ def graded_replies(model, tokenizer, replies: list[dict]) -> list[dict]:
 def own_answers(model, tokenizer, pairs: list[dict], new_tokens: int = 60) -> list[dict]:
     """The model's own answer to each instruction beside the pair's a, in both orders: log-odds for its own, and the words."""
     asked = [pair["instruction"] for pair in pairs]
-    own = [t.strip() for t in flan.answers(model, tokenizer, [chat(tokenizer, text) for text in asked], new_tokens, 16)]
+    own = [
+        t.strip()
+        for t in flan.answers(model, tokenizer, [prompting.chat(tokenizer, text) for text in asked], new_tokens, 16)
+    ]
     other = [pair["a"] for pair in pairs]
     first = prefers_first(model, tokenizer, list(zip(asked, own, other, strict=True)))
     second = -prefers_first(model, tokenizer, list(zip(asked, other, own, strict=True)))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from utils import bottle, decoding, models, rlhf
+from utils import bottle, decoding, models, prompting, rlhf
 
 KINDS = ("right", "does not know", "wrong", "made up")
 FOUND = 3  # passages that are put in front of a question
@@ -114,8 +114,7 @@ def chat_prompts(
     texts = [
         "\n".join(["Notes:", *found, "", f"Question: {question}"]) if found else question for question, found in pairs
     ]
-    turns = [[{"role": "system", "content": rule}, {"role": "user", "content": text}] for text in texts]
-    return [tokenizer.apply_chat_template(t, add_generation_prompt=True, tokenize=False) for t in turns]
+    return [prompting.chat(tokenizer, text, rule) for text in texts]
 
 
 def answers(
