@@ -262,3 +262,36 @@ def test_prompting(page, lab):
         cell.locator("input[type=checkbox]").click()
     print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
     assert shown.locator("img, script").count() == 0
+
+
+def test_applications(page, lab):
+    open_and_run(page, lab, "09_applications_and_limits")
+    took = {}
+    bad = "<script>document.title = 'bad'</script><img src=x onerror=\"document.title = 'bad'\"> 고양이"
+    cell = widget_cell(page, "images-widget")
+    slide(page, cell, took, "picture")
+    source = partial(cell.locator("img.widget-image").get_attribute, "src")
+    took["question"] = seconds_to_change(page, lambda: cell.locator("select").first.select_option(index=1), source)
+    cell = widget_cell(page, "inspector-widget")
+    words = cell.locator(".widget-html-content")
+    words.first.wait_for()
+    for i in range(2):
+        box = cell.locator("input[type=text]").nth(i)
+        box.fill(bad)
+        took[f"inspector {i}"] = seconds_to_change(page, partial(box.press, "Enter"), words.all_inner_texts)
+    took["BM25"] = seconds_to_change(page, cell.get_by_role("button", name="BM25").click, words.all_inner_texts)
+    cell.get_by_role("button", name="Answer").click()
+    page.wait_for_function(
+        "cell => cell.querySelectorAll('.widget-html-content')[1].innerText", arg=cell.element_handle()
+    )
+    cell = widget_cell(page, "chat-widget")
+    cell.locator("input[type=text]").first.fill(bad)
+    shown = cell.locator(".widget-html-content").last
+    took["chat"] = seconds_to_change(page, cell.get_by_role("button", name="Ask all").click, shown.inner_text)
+    cell = widget_cell(page, "quiz-widget")
+    words = cell.locator(".widget-html-content")
+    took["answer"] = seconds_to_change(page, cell.get_by_role("button", name="a)").click, words.all_inner_texts)
+    took["next"] = seconds_to_change(page, cell.get_by_role("button", name="Next").click, words.all_inner_texts)
+    took["Korean"] = seconds_to_change(page, cell.get_by_role("button", name="한국어").click, words.all_inner_texts)
+    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
+    assert page.title() != "bad"
