@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from utils import claims, course
+from utils.slides import WIDGET
 
 REPO = Path(__file__).parents[1]
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def is_widget(output) -> bool:
@@ -51,6 +51,8 @@ def problems(notebook) -> list[str]:
                 found.append(f"{cell.id}: an error or a warning stands in its output")
             if len(str(output)) > 300_000:
                 found.append(f"{cell.id}: an output above 300 kB")
+            if output.output_type == "display_data" and WIDGET in output.data:
+                found.append(f"{cell.id}: a progress bar that has ended stands in its output")
             if is_widget(output) and not shows(notebook.cells[place - 1]):
                 found.append(f"{cell.id}: a widget without a picture or table in the cell before it")
             if "image/png" in output.get("data", {}) and not cell.metadata.get("alt"):
@@ -126,10 +128,11 @@ def test_the_problems_are_found():
     cell.outputs = [
         nbformat.v4.new_output("stream", name="stderr", text="warning"),
         nbformat.v4.new_output("execute_result", data={"image/png": "x" * 400_000, WIDGET: {}}),
+        nbformat.v4.new_output("display_data", data={WIDGET: {}}),
     ]
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_markdown_cell(), cell, nbformat.v4.new_markdown_cell(), cell]
-    assert len(problems(notebook)) == 2 + 1 + 2 * 6
+    assert len(problems(notebook)) == 2 + 1 + 2 * 7
 
 
 def test_the_glossary_is_bilingual_and_used():

@@ -39,5 +39,5 @@ def test_times_are_taken_out_of_the_notebook(tmp_path):
             "shell.execute_reply": f"2026-01-01T{end}Z",
         }
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
-    assert list(course._take_times(tmp_path / "a.ipynb").items()) == [("slower", 60.0), ("slow", 9.2)]
+    assert list(course._tidy(tmp_path / "a.ipynb").items()) == [("slower", 60.0), ("slow", 9.2)]
     assert all(cell.metadata == {} for cell in nbformat.read(tmp_path / "a.ipynb", 4).cells)

@@ -25,7 +25,7 @@ LOOK = """() => Reveal.getSlides().map(slide => {
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_slide_types_are_set(path):
     notebook = nbformat.read(path, as_version=4)
-    found = [cell.metadata.get("slideshow", {}).get("slide_type") for cell in notebook.cells]
+    found = [cell.metadata.get("slideshow", {"slide_type": "-"})["slide_type"] for cell in notebook.cells]
     assert found == slides.slide_types(notebook), "run `python -m utils.slides --set` and commit"
     assert 30 <= slides.minutes(notebook) <= 60
 

@@ -21,6 +21,7 @@ import nbformat
 import yaml
 
 from utils import claims, progress
+from utils.slides import WIDGET
 
 REPO = Path(__file__).parents[1]
 
@@ -54,7 +55,7 @@ def run(notebook: Path, into: Path) -> tuple[float, float, str]:
     error = re.sub(r"\x1b\[[0-9;]*m", "", output)[-3000:] if process.wait() else ""
     seconds = time.perf_counter() - start
     if not error:
-        cells = _take_times(into / notebook.name)
+        cells = _tidy(into / notebook.name)
         if into == REPO / "notebooks":
             times = {"seconds": round(seconds), "memory": round(memory, 1), "cells": cells}
             progress.TIMES.mkdir(exist_ok=True)
@@ -62,14 +63,17 @@ def run(notebook: Path, into: Path) -> tuple[float, float, str]:
     return seconds, memory, error
 
 
-def _take_times(path: Path) -> dict[str, float]:
-    """Take the times out of an executed notebook: cell id -> seconds, for the slow ones, slowest first."""
+def _tidy(path: Path) -> dict[str, float]:
+    """Take progress bars and times out of an executed notebook: cell id -> seconds, for the slow ones, slowest first."""
     notebook, seconds = nbformat.read(path, as_version=4), {}
     for cell in notebook.cells:
         times = cell.metadata.pop("execution", {})
         if {"iopub.execute_input", "shell.execute_reply"} <= set(times):
             start, end = (datetime.fromisoformat(times[k]) for k in ("iopub.execute_input", "shell.execute_reply"))
             seconds[cell.id] = round((end - start).total_seconds(), 1)
+        if cell.cell_type == "code":  # a widget that a cell returns stays, one that it displays was a bar
+            bar = lambda output: output.output_type == "display_data" and WIDGET in output.data  # noqa: E731
+            cell.outputs = [output for output in cell.outputs if not bar(output)]
     nbformat.write(notebook, path)
     return {id: s for id, s in sorted(seconds.items(), key=lambda item: -item[1]) if s > progress.SLOW}
 

@@ -118,7 +118,11 @@ def set_types() -> None:
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         for cell, kind in zip(notebook.cells, slide_types(notebook), strict=True):
-            cell.metadata["slideshow"] = {"slide_type": kind}
+            cell.metadata.pop("slideshow", None)
+            if (
+                kind != "-"
+            ):  # JupyterLab's slides hide a cell whose type is "-"; one without a type stands under the last
+                cell.metadata["slideshow"] = {"slide_type": kind}
         if "GLOSSARY.md" not in notebook.cells[0].source:
             notebook.cells[0].source += " Terms in English and Korean: [glossary](GLOSSARY.md)."
         nbformat.write(notebook, path)
@@ -135,8 +139,8 @@ def export(into: Path = SLIDES) -> None:
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
-            if cell.metadata.slideshow.slide_type == "subslide" and not cell.source.startswith("#"):
-                cell.metadata.slideshow.slide_type = "-"  # the page knows the heights better
+            if cell.metadata.get("slideshow") == {"slide_type": "subslide"} and not cell.source.startswith("#"):
+                del cell.metadata["slideshow"]  # the page knows the heights better
             if cell.cell_type == "code":  # a widget needs a kernel: the picture beside it stands for it
                 cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
         html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem}})
