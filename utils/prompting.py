@@ -341,7 +341,7 @@ WORDINGS = {
     ],
 }
 TRIGGERS = ["", "Let's think step by step.", "Don't think. Just feel.", "Abrakadabra!"]
-SMOLLM2, LADDER = "smollm2", [f"ladder/{rung}" for rung in pretrain.RUNGS]
+SMOLLM2, BASE, LADDER = "smollm2", "gemma-3-270m", [f"ladder/{rung}" for rung in pretrain.RUNGS]
 CHAIN = {"problems": 40, "gsm8k": 96, "2 words": 48, "4 words": 80}  # tokens that a worked solution may take
 BOTTLE = {task: task for task in ("marbles", "long_marbles", "two_letters")} | {
     "four_letters": "two_letters"
@@ -381,6 +381,8 @@ def plan() -> list[dict]:
     add("chat", "korean", ["plain", "chat"], once)
     add("steps", "gsm8k", ["steps"])
     add("trigger", "gsm8k", TRIGGERS[:2])
+    for task in ("facts", "sst2"):
+        add("few-shot", task, (0, 1, 4), all_[:2], BASE)
     return sorted(units, key=lambda unit: unit["part"])
 
 
