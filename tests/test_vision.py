@@ -229,7 +229,10 @@ def test_picture_questions(rung, gallery):
     which, question, picture = widget.children
     seen, start = set(), time.process_time()
     for number in (which.max, 1):
+        before = bytes(picture.value)
+        assert before  # drawn before anything is chosen
         which.value = number
+        assert question.value == question.options[0][1] and bytes(picture.value) != before
         for _, value in question.options:
             question.value = value
             assert bytes(picture.value).startswith(b"\x89PNG")

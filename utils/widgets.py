@@ -718,6 +718,7 @@ def chat(talkers: dict[str, tuple], request: str, new_tokens: int = 60) -> ipywi
         nonlocal turn
         turn += 1
         answers = dict.fromkeys(talkers, "")
+        shown.value = chat_table(answers, asked.value)  # at once: reading the request takes a moment
         streams = {
             name: written(model, tokenizer, form(asked.value), new_tokens, heat.value, turn)
             for name, (model, tokenizer, form) in talkers.items()
@@ -813,7 +814,8 @@ def picture_questions(seeing, tokenizer, drawn: torch.Tensor, asked: list[dict])
 
     def choose(_=None) -> None:
         known = [(q["prompt"], i) for i, q in enumerate(asked) if q["picture"] == pictures[which.value - 1]]
-        question.options = known
+        question.options = known  # none of them is chosen yet
+        question.index = 0
 
     which.observe(choose, "value")
     question.observe(draw, "value")
