@@ -1,6 +1,7 @@
 """Notebooks in a real browser: JupyterLab in headless Chromium, every widget pressed."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -336,6 +337,9 @@ def test_applications(page, lab):
         box = cell.locator("input[type=text]").nth(i)
         box.fill(bad)
         took[f"inspector {i}"] = seconds_to_change(page, partial(box.press, "Enter"), words.all_inner_texts)
+    for key in ("Home", "End"):
+        press = partial(cell.locator(".widget-slider .noUi-handle").press, key)
+        took[f"passages {key}"] = seconds_to_change(page, press, words.all_inner_texts)
     took["BM25"] = seconds_to_change(page, cell.get_by_role("button", name="BM25").click, words.all_inner_texts)
     cell.get_by_role("button", name="Answer").click()
     page.wait_for_function(
@@ -343,11 +347,13 @@ def test_applications(page, lab):
     )
     cell = widget_cell(page, "quiz-widget")
     words = cell.locator(".widget-html-content")
-    took["answer"] = seconds_to_change(page, cell.get_by_role("button", name="a)").click, words.all_inner_texts)
+    took["answer"] = seconds_to_change(page, cell.get_by_role("button", name=re.compile(r"^a\)")).click, words.all_inner_texts)
     took["next"] = seconds_to_change(page, cell.get_by_role("button", name="Next").click, words.all_inner_texts)
     took["Korean"] = seconds_to_change(page, cell.get_by_role("button", name="한국어").click, words.all_inner_texts)
     cell = widget_cell(page, "chat-widget")
     cell.locator("input[type=text]").first.fill(bad)
+    cell.locator(".widget-slider .noUi-handle").press("End")
     shown = cell.locator(".widget-html-content").last
     took["chat"] = seconds_to_change(page, cell.get_by_role("button", name="Ask all").click, shown.inner_text)
+    assert bad in shown.inner_text() and shown.locator("img, script").count() == 0
     print({name: f"{seconds:.2f} s" for name, seconds in took.items()})

@@ -104,7 +104,7 @@ def known(request: dict) -> str:
 
 BENCHMARKS = ("hellaswag", "arc", "piqa", "mmlu", "sst2")
 LETTERED = ("hellaswag", "arc", "mmlu", "sst2")  # those of the claim: answered by a letter, too
-ITEMS, LETTERS = 200, 120  # of a benchmark; as many of them are answered by a letter
+ITEMS, LETTERS = 400, 400  # of a benchmark; as many of them are answered by a letter
 PAIRS, JUDGED, OWN = 128, 64, 16  # AlpacaEval's pairs; as many are judged in both orders; answered by the model itself
 REQUESTS = 48
 
