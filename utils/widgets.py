@@ -736,15 +736,16 @@ def chat(talkers: dict[str, tuple], request: str, new_tokens: int = 60) -> ipywi
 
 
 def quiz_table(questions: list[dict], verdicts: dict[str, str], language: str = "en") -> str:
-    """All questions of the quiz, each with its answer folded under it: HTML. `verdicts`: claim -> what was measured."""
+    """All questions of the quiz, a row each, for slides are cut between rows: HTML. `verdicts`: claim -> verdict."""
     parts = []
     for number, item in enumerate(questions, 1):
         options = "".join(f"<li>{escape(option[language])}</li>" for option in item["options"])
         parts.append(
-            f"<p><b>{number}. {escape(item['question'][language])}</b></p><ol type='a'>{options}</ol>"
-            f"<details><summary>?</summary>{explained(item, verdicts, language)}</details>"
+            f"<tr><td style='text-align:left'><b>{number}. {escape(item['question'][language])}</b>"
+            f"<ol type='a'>{options}</ol>"
+            f"<details><summary>?</summary>{explained(item, verdicts, language)}</details></td></tr>"
         )
-    return f'<div style="font-size:1.1em;max-width:60em">{"".join(parts)}</div>'
+    return f'<table style="font-size:1.1em;max-width:60em"><tbody>{"".join(parts)}</tbody></table>'
 
 
 def explained(item: dict, verdicts: dict[str, str], language: str = "en") -> str:
