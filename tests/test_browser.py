@@ -347,7 +347,9 @@ def test_applications(page, lab):
     )
     cell = widget_cell(page, "quiz-widget")
     words = cell.locator(".widget-html-content")
-    took["answer"] = seconds_to_change(page, cell.get_by_role("button", name=re.compile(r"^a\)")).click, words.all_inner_texts)
+    took["answer"] = seconds_to_change(
+        page, cell.get_by_role("button", name=re.compile(r"^a\)")).click, words.all_inner_texts
+    )
     took["next"] = seconds_to_change(page, cell.get_by_role("button", name="Next").click, words.all_inner_texts)
     took["Korean"] = seconds_to_change(page, cell.get_by_role("button", name="한국어").click, words.all_inner_texts)
     cell = widget_cell(page, "chat-widget")

@@ -70,13 +70,17 @@ def height(cell) -> int:
 def slide_types(notebook) -> list[str]:
     """The slide type of every cell: a slide for a heading ##, a subslide for ### and where the slide would overflow.
 
-    The setup cell is skipped, and an exercise's solution stands in the presenter's notes.
+    The setup cell is skipped, and so is a cell with the tag "aside", which is to be read and not presented; an exercise's
+    solution stands in the presenter's notes.
     """
     types, used, lead = [], 0, 0  # lead: the height of a text that leads to the next cell
     for cell in notebook.cells:
         here, heading = height(cell), cell.cell_type == "markdown" and re.match(r"#{1,3} ", cell.source)
-        if cell.id == "setup" or cell.id.startswith("solution-"):
-            types.append("skip" if cell.id == "setup" else "notes")
+        if cell.id == "setup" or "aside" in cell.metadata.get("tags", []):
+            types.append("skip")
+            continue
+        if cell.id.startswith("solution-"):
+            types.append("notes")
             continue
         if heading:
             types.append("subslide" if cell.source.startswith("###") else "slide")
