@@ -38,6 +38,7 @@ def test_replies_are_judged():
         (fact["drawn"]["statement"], "right"),
         (f"{value}.", "right"),
         (fact["drawn"]["false"], "wrong"),
+        (f"{fact['drawn']['false']} {value}!", "wrong"),  # the right word in a false reply
         (f"{person} comes from Atlantis.", "wrong"),
         ("I do not know.", "does not know"),
         ("The notes do not mention it.", "does not know"),

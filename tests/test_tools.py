@@ -92,6 +92,7 @@ def test_the_pattern_admits_the_calls_of_the_schemas_only():
         asked("exec", query="x"),
         asked("search", expression="1"),
         asked("search", query='a"b'),
+        '{"name": "search", "arguments": {"query": "a"b"}}',
         asked("search", query=""),
     ):
         assert not pattern.fullmatch(text)

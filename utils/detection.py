@@ -21,7 +21,7 @@ GAMMA, DELTA, KEY = (
 
 def green_list(previous: int, vocabulary: int, gamma: float = GAMMA, key: int = KEY) -> Tensor:
     """The green tokens after the token `previous`: (gamma * vocabulary,)."""
-    generator = torch.Generator().manual_seed(key * previous % (2**64 - 1))
+    generator = torch.Generator().manual_seed(key * int(previous) % (2**64 - 1))
     return torch.randperm(vocabulary, generator=generator)[: int(vocabulary * gamma)]
 
 

@@ -88,7 +88,7 @@ def score_options(
 
     An option begins with its space (" Paris"). logprob: of the whole option, in nats. tokens: its length. greedy: whether
     it is what greedy decoding writes. next: the token that greedy decoding writes after it.
-    Prompts of about the same length are read together, `rows` at a time, each once for all of its options (their keys and
+    Prompts whose options are about equally long are read together, `rows` at a time, each once for all of its options (their keys and
     values are kept); a beginning that all prompts share is read once for all. Tokens are split between prompt and option as lm-evaluation-harness does.
     Raises ValueError for an option without tokens, or a text longer than the model's context.
     """
@@ -106,7 +106,7 @@ def score_options(
         first = torch.tensor([encoded[0][0][:shared]], device=model.device)
         prefix = model(first, use_cache=True, logits_to_keep=1).past_key_values
     encoded = [(ids[shared:], texts) for ids, texts in encoded]
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i][0]))
+    order = sorted(range(len(prompts)), key=lambda i: (max(map(len, encoded[i][1])), len(encoded[i][0])))
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         longest = max(len(encoded[i][0]) for i in part)
