@@ -255,10 +255,10 @@ def constrained(tokenizer, pattern: str, prompt_length: int) -> Callable[[Tensor
         text = tokenizer.decode(ids[0, prompt_length:])
         if form.fullmatch(text):
             return torch.tensor([tokenizer.eos_token_id], device=ids.device)
-        for token in logits[0].argsort(descending=True):
+        for token in logits[0].argsort(descending=True).tolist():  # a tensor would be taken apart whole: 0.1 s
             word = tokenizer.decode(token)
             if word and form.fullmatch(text + word, partial=True):
-                return token[None]
+                return torch.tensor([token], device=ids.device)
         raise ValueError(f"No token of the vocabulary continues {text!r} to a match of {pattern!r}.")
 
     return choose

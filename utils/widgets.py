@@ -741,8 +741,8 @@ def quiz_table(questions: list[dict], verdicts: dict[str, str], language: str = 
     for number, item in enumerate(questions, 1):
         options = "".join(f"<li>{escape(option[language])}</li>" for option in item["options"])
         parts.append(
-            f"<tr><td style='text-align:left'><b>{number}. {escape(item['question'][language])}</b>"
-            f"<ol type='a'>{options}</ol>"
+            f"<tr><td style='text-align:left'><div><b>{number}. {escape(item['question'][language])}</b></div>"
+            f"<ol style='list-style:lower-alpha;display:block'>{options}</ol>"
             f"<details><summary>?</summary>{explained(item, verdicts, language)}</details></td></tr>"
         )
     return f'<table style="font-size:1.1em;max-width:60em"><tbody>{"".join(parts)}</tbody></table>'
