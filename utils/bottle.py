@@ -13,6 +13,7 @@ A model continues a prompt with a space and the answer: prompt + " " + answer.
 """
 
 import hashlib
+import os
 import random
 import re
 from functools import lru_cache
@@ -285,9 +286,20 @@ def world(folder=DATA):
 
     An edited file is read again by itself. Raises BottleError with file, line and what is expected there.
     """
-    folder = Path(folder)
-    paths = [folder / f"{name}.yaml" for name in SHAPES]
-    return _world(folder, tuple(p.stat().st_mtime_ns if p.exists() else 0 for p in paths))
+    return _world(Path(folder), tuple(map(_changed, _files(folder))))
+
+
+@lru_cache
+def _files(folder):
+    return [os.path.join(folder, f"{name}.yaml") for name in SHAPES]
+
+
+def _changed(file):
+    """When a file was changed, 0 where it is missing; os.stat, for a notebook asks 100,000 times and Path takes three times as long."""
+    try:
+        return os.stat(file).st_mtime_ns
+    except OSError:
+        return 0
 
 
 # ---- Drawing from it ------------------------------------------------------------------------------------------------
