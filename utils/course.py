@@ -72,8 +72,7 @@ def _tidy(path: Path) -> dict[str, float]:
             start, end = (datetime.fromisoformat(times[k]) for k in ("iopub.execute_input", "shell.execute_reply"))
             seconds[cell.id] = round((end - start).total_seconds(), 1)
         if cell.cell_type == "code":  # a widget that a cell returns stays, one that it displays was a bar
-            bar = lambda output: output.output_type == "display_data" and WIDGET in output.data  # noqa: E731
-            cell.outputs = [output for output in cell.outputs if not bar(output)]
+            cell.outputs = [o for o in cell.outputs if o.output_type != "display_data" or WIDGET not in o.data]
     nbformat.write(notebook, path)
     return {id: s for id, s in sorted(seconds.items(), key=lambda item: -item[1]) if s > progress.SLOW}
 

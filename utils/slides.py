@@ -123,9 +123,8 @@ def set_types() -> None:
         notebook = nbformat.read(path, as_version=4)
         for cell, kind in zip(notebook.cells, slide_types(notebook), strict=True):
             cell.metadata.pop("slideshow", None)
-            if (
-                kind != "-"
-            ):  # JupyterLab's slides hide a cell whose type is "-"; one without a type stands under the last
+            # JupyterLab's slides hide a cell whose type is "-"; one without a type stands under the last
+            if kind != "-":
                 cell.metadata["slideshow"] = {"slide_type": kind}
         if "GLOSSARY.md" not in notebook.cells[0].source:
             notebook.cells[0].source += " Terms in English and Korean: [glossary](GLOSSARY.md)."
