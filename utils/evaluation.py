@@ -93,10 +93,12 @@ def score_options(
     Raises ValueError for an option without tokens, or a text longer than the model's context.
     """
     scores: list[list[dict]] = [[] for _ in prompts]
+    read = tokenizer(prompts).input_ids if prompts else []
+    whole = [prompt + option for prompt, given in zip(prompts, options, strict=True) for option in given]
+    ends = iter(tokenizer(whole).input_ids if whole else [])
     encoded = []
-    for prompt, given in zip(prompts, options, strict=True):
-        ids = tokenizer(prompt).input_ids
-        encoded.append((ids, [tokenizer(prompt + option).input_ids[len(ids) :] for option in given]))
+    for prompt, ids, given in zip(prompts, read, options, strict=True):
+        encoded.append((ids, [next(ends)[len(ids) :] for _ in given]))
         if not all(encoded[-1][1]):
             raise ValueError(f"An option of {prompt[-60:]!r} adds no token to it: {given}.")
         if (size := len(ids) + max(map(len, encoded[-1][1]))) > model.config.max_position_embeddings:

@@ -8,13 +8,15 @@ import importlib.metadata
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from utils import progress
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-GREY, LIGHT = "#5F6368", "#D0D3D6"
+GREY, LIGHT = "#5F6368", "#B4B9BE"
 COLOURS = [BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY]
 DECODERS = {
     "human": "black",
@@ -26,6 +28,16 @@ DECODERS = {
     "nucleus 0.95": BLUE,
     "min-p 0.1": GREEN,
 }
+RUNGS = dict(zip(("20k", "70k", "250k", "800k", "3M"), COLOURS, strict=False))
+ARMS = {"base": GREY, "SFT": SKY, "PPO": BLUE, "PPO-ptx": GREEN}
+# a reply, or what is shown of it
+REPLIES = {"right": GREEN, "wrong": ORANGE, "made up": RED, "does not know": LIGHT}
+REPLIES |= {"question": SKY, "rude": PINK, "nothing": GREY, "other": LIGHT}
+PAPER = {"color": GREY, "ls": "--", "marker": "s"}  # a paper's curve; its line: marker=""
+CHANCE = {"color": "black", "ls": ":", "lw": 1.5}  # guessing, or no effect
+NAMES = {"sst2": "SST-2", "imdb": "IMDb", "boolq": "BoolQ", "rte": "RTE", "cb": "CB", "mrpc": "MRPC", "copa": "COPA"}
+NAMES |= {"arc": "ARC-Easy", "arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "mmlu": "MMLU", "piqa": "PIQA"}
+NAMES |= {"hellaswag": "HellaSwag", "triviaqa": "TriviaQA", "gsm8k": "GSM8K", "winogrande": "WinoGrande"}
 
 
 def style() -> None:
@@ -49,10 +61,18 @@ def style() -> None:
             "grid.color": "#E6E8EA",
             "lines.linewidth": 3,
             "lines.markersize": 9,
+            "errorbar.capsize": 5,
             "legend.frameon": False,
             "font.family": ["DejaVu Sans", "NanumGothic"],
         }
     )
+
+
+def table(frame: pd.DataFrame, digits: int = 2, index: bool = True) -> Styler:
+    """The one style of tables: thousands with commas, a dash for nothing, no row for the index's name."""
+    frame = frame.rename_axis(index=[None] * frame.index.nlevels, columns=[None] * frame.columns.nlevels)
+    styler = frame.style.format(precision=digits, thousands=",", na_rep="–", escape="html")
+    return styler if index else styler.hide(axis="index")
 
 
 def token(text: str) -> str:
@@ -66,11 +86,13 @@ def distribution(tokens: list[str], before: list[float], after: list[float], tit
     """The likeliest next tokens: probability as the model gives it (outline) and after the cuts (bars)."""
     figure, axes = plt.subplots(layout="none")  # the automatic layout would double the drawing time
     figure.subplots_adjust(left=0.09, right=0.99, top=0.9, bottom=0.33)
-    axes.bar(range(len(tokens)), after, color=[BLUE if p else LIGHT for p in after], label="after the settings")
+    axes.bar(range(len(tokens)), after, color=BLUE, label="after the settings")
     axes.step([i - 0.5 for i in range(len(tokens) + 1)], [*before, before[-1]], where="post", color=RED, label="model")
     axes.set_xticks(
-        range(len(tokens)), [token(t) for t in tokens], rotation=60, ha="right", fontsize=13, parse_math=False
+        range(len(tokens)), [token(t) for t in tokens], rotation=60, ha="right", fontsize=14, parse_math=False
     )
+    for label, chance in zip(axes.get_xticklabels(), after, strict=True):
+        label.set_color("black" if chance else GREY)
     axes.set(ylabel="probability", ylim=(0, max(0.05, *before, *after) * 1.05))
     axes.set_title(title, parse_math=False)
     axes.grid(axis="x", visible=False)
@@ -79,19 +101,22 @@ def distribution(tokens: list[str], before: list[float], after: list[float], tit
 
 
 def reward_by_token(tokens: list[str], rewards: dict[str, list[float]], title: str) -> Figure:
-    """The reward after each token of a text, for one or more reward models; the last token's is the text's reward."""
+    """The reward after each of a text's last 22 tokens, by reward model; the last token's is the text's reward."""
+    first = max(0, len(tokens) - 22)
     figure, axes = plt.subplots(layout="none")
-    figure.subplots_adjust(left=0.09, right=0.99, top=0.9, bottom=0.33)
+    figure.subplots_adjust(left=0.09, right=0.98, top=0.9, bottom=0.33)
     for name, values in rewards.items():
+        values = values[first:]
         (line,) = axes.plot(values, marker="o", label=f"{name}: {values[-1]:+.2f}")
-        axes.plot(len(values) - 1, values[-1], "*", color=line.get_color(), ms=22)
+        axes.plot(len(values) - 1, values[-1], "*", color=line.get_color(), ms=22, clip_on=False, zorder=5)
     axes.axhline(0, color=GREY, lw=1)
-    names = [token(t) for t in tokens]
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=12, parse_math=False)
-    axes.set(ylabel="reward if it ended here", xlim=(-0.5, max(10, len(tokens)) - 0.5))
+    names = [token(t) for t in tokens[first:]]
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=14, parse_math=False)
+    axes.margins(y=0.25)
+    axes.set(ylabel="reward if it ended here", xlim=(-0.5, max(10, len(names)) - 0.5))
     axes.set_title(title, parse_math=False)
     axes.grid(axis="x", visible=False)
-    axes.legend()
+    axes.legend(ncols=2, loc="upper left")
     return figure
 
 
@@ -104,9 +129,10 @@ def isoflop(
     axes.plot(parameters, losses, color=BLUE, label="same compute, fewer or more tokens")
     axes.plot(*chosen, "o", color=RED, ms=15, label="your choice")
     axes.plot(*best, "*", color=GREEN, ms=22, label="compute-optimal")
-    highest = max(chosen[1], best[1] + 0.5)
+    highest = max(chosen[1], losses[0], losses[-1])
+    span = highest - best[1]
     axes.set(xscale="log", xlabel="parameters", ylabel="expected loss (nats a token)", title=title)
-    axes.set(xlim=(min(parameters), max(parameters)), ylim=(best[1] - 0.1, highest + 0.2 * (highest - best[1])))
+    axes.set(xlim=(min(parameters), max(parameters)), ylim=(best[1] - 0.1 * span, highest + 0.15 * span))
     axes.legend(loc="upper center")
     return figure
 
@@ -114,8 +140,8 @@ def isoflop(
 def tree(levels: list[list[tuple[int, str, float, bool]]], root: str, title: str) -> Figure:
     """A search tree. Each level lists its nodes: (parent's index in the level above, label, probability of the whole
     beginning, kept?). Kept nodes are blue; the probability stands by each label."""
-    figure, axes = plt.subplots(figsize=(11, 6), layout="none")
-    figure.subplots_adjust(0, 0, 1, 0.93)
+    figure, axes = plt.subplots(figsize=(11, 5.4), layout="none")
+    figure.subplots_adjust(0, 0, 1, 0.92)
     axes.axis("off")
     above = [(0.0, 0.0)]
     axes.text(
@@ -132,18 +158,18 @@ def tree(levels: list[list[tuple[int, str, float, bool]]], root: str, title: str
         places = [(0.0, 0.0)] * len(level)
         for rank, i in enumerate(order):
             places[i] = (depth, (len(level) - 1) / 2 - rank)
-        scale, dense = 10 / max(len(level), 5), len(level) > 8
+        scale = 11 / max(len(level), 5)
         for (x, y), (parent, label, probability, kept) in zip(places, level, strict=True):
             colour = BLUE if kept else GREY
             axes.plot([above[parent][0], x], [above[parent][1], y * scale], color=colour, lw=3 if kept else 1, zorder=0)
             axes.text(
                 x,
                 y * scale,
-                f"{token(label)}{' ' if dense else chr(10)}{probability:.2g}",
+                f"{token(label)}  {probability:.2g}",
                 ha="center",
                 va="center",
                 parse_math=False,
-                fontsize=11 if dense else 13,
+                fontsize=14,
                 color="black" if kept else GREY,
                 bbox={"boxstyle": "round,pad=0.25", "facecolor": "#DCEBF5" if kept else "white", "edgecolor": colour},
             )
@@ -154,28 +180,33 @@ def tree(levels: list[list[tuple[int, str, float, bool]]], root: str, title: str
 
 
 def reinforcement(log: list[dict], others: Sequence[list[dict]] = ()) -> Figure:
-    """Reward (and gold), KL, entropy and length by step: a log of `ppo.train`, one step or more; other runs' logs in grey."""
+    """Reward (and true grade), KL, entropy and length by step: a log of `ppo.train`, one step or more; other runs' logs in grey."""
     panels = {"score": ("reward", "gold"), "KL, nats a reply": ("kl",), "entropy, nats": ("entropy",)}
     panels["length, tokens"] = ("length",)
-    figure, places = plt.subplots(1, 4, figsize=(14, 3.3), layout="none")
+    labels = {"reward": "reward (proxy)", "gold": "true grade"}
+    figure, places = plt.subplots(1, 4, figsize=(12, 3.3), layout="none")
     figure.subplots_adjust(left=0.05, right=0.99, top=0.86, bottom=0.22, wspace=0.3)
     for axes, (title, names) in zip(places, panels.items(), strict=True):
         for name in (name for name in names if name in log[0]):
-            for other in others:
-                axes.plot([line["step"] for line in other], [line[name] for line in other], color=LIGHT, lw=1.5)
+            for i, other in enumerate(others):
+                label = None if i or name == "gold" else "other runs"
+                axes.plot(
+                    [line["step"] for line in other], [line[name] for line in other], color=LIGHT, lw=1.5, label=label
+                )
         for name in (name for name in names if name in log[0]):
             steps, values = [line["step"] for line in log], [line[name] for line in log]
-            axes.plot(steps, values, label=name, marker="o" if len(log) == 1 else None)
+            kind = dict(color=ORANGE, ls="--") if name == "reward" else dict(color=BLUE)
+            axes.plot(steps, values, label=labels.get(name), marker="o" if len(log) == 1 else None, **kind)
         axes.set(title=title, xlabel="step")
-    places[0].legend(fontsize=13)
+    places[0].legend(fontsize=14)
     return figure
 
 
 def attention(weights, tokens: list[str], title: str) -> Figure:
     """Who looks at whom: `weights` (tokens, tokens), a row is the token that looks, a column what it looks at."""
-    size = 13 if len(tokens) <= 16 else 10
-    figure, axes = plt.subplots(figsize=(10, 7), layout="none")
-    figure.subplots_adjust(left=0.15, right=0.95, top=0.8, bottom=0.07)
+    size = 14 if len(tokens) <= 16 else 11
+    figure, axes = plt.subplots(figsize=(11, 5.6), layout="none")
+    figure.subplots_adjust(left=0.13, right=0.95, top=0.77, bottom=0.08)
     axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     labels = [token(t) for t in tokens]
     axes.set_xticks(range(len(labels)), labels, rotation=60, ha="left", fontsize=size, parse_math=False)
@@ -192,7 +223,7 @@ def expected(tokens: list[str], chances: list[float], title: str) -> Figure:
     figure, axes = plt.subplots(layout="none")
     figure.subplots_adjust(left=0.2, right=0.97, top=0.9, bottom=0.15)
     axes.barh(range(len(tokens)), chances, color=BLUE)
-    axes.set_yticks(range(len(tokens)), [token(t) for t in tokens], fontsize=13, parse_math=False)
+    axes.set_yticks(range(len(tokens)), [token(t) for t in tokens], fontsize=14, parse_math=False)
     axes.set(xlabel="probability", ylim=(len(tokens) - 0.5, -0.5))
     axes.set_title(title, parse_math=False)
     axes.grid(axis="y", visible=False)
@@ -205,14 +236,14 @@ def ratings(rated: dict[str, tuple], title: str, other: dict[str, float] | None 
     figure.subplots_adjust(left=0.25, right=0.97, top=0.88, bottom=0.2)
     for place, (name, (value, low, high)) in enumerate(rated.items()):
         axes.plot([low, high], [place, place], color=BLUE, lw=5, solid_capstyle="round")
-        axes.plot(value, place, "o", color=BLUE, ms=12, label="rating and interval" if not place else None)
+        axes.plot(value, place, "o", color=BLUE, ms=12, label="rating, 95 % interval" if not place else None)
         if other:
             axes.plot(other[name], place, "D", color=ORANGE, ms=9, label=label if not place else None)
     axes.set_yticks(range(len(rated)), list(rated), parse_math=False)
     axes.set(ylim=(len(rated) - 0.5, -0.5), xlabel="rating (Elo's scale)")
     axes.set_title(title, parse_math=False)
     if other:
-        axes.legend(fontsize=13)
+        axes.legend(fontsize=14)
     return figure
 
 
@@ -222,13 +253,13 @@ def seen(picture, chances: dict[str, dict[str, float]], title: str) -> Figure:
     figure.subplots_adjust(left=0.01, right=0.99, top=0.88, bottom=0.22, wspace=0.15)
     left.imshow(picture)
     left.axis("off")
-    for i, (shown, colour) in enumerate(zip(chances, (BLUE, LIGHT, ORANGE), strict=False)):
+    for i, (shown, colour) in enumerate(zip(chances, (BLUE, GREY, ORANGE), strict=False)):
         right.bar(
             [x + 0.4 * i for x in range(len(chances[shown]))], chances[shown].values(), 0.4, color=colour, label=shown
         )
-    right.set_xticks([x + 0.2 for x in range(len(chances[shown]))], chances[shown], rotation=30, fontsize=13)
+    right.set_xticks([x + 0.2 for x in range(len(chances[shown]))], chances[shown], rotation=30, fontsize=14)
     right.set(ylabel="probability", ylim=(0, 1))
     right.set_title(title, parse_math=False)
     right.grid(axis="x", visible=False)
-    right.legend(fontsize=13)
+    right.legend(fontsize=14)
     return figure

@@ -108,12 +108,10 @@ def supervised(tokenizer, prompts: list[str], answers: list[str]) -> tuple[Tenso
     whole = tokenizer([f"{p} {a}" for p, a in zip(prompts, answers, strict=True)]).input_ids
     said = [text[len(ids) :] + [tokenizer.eos_token_id] for ids, text in zip(asked, whole, strict=True)]
     longest = max(len(a) + len(b) for a, b in zip(asked, said, strict=True))
-    ids = torch.full((len(asked), longest), tokenizer.pad_token_id)
-    labels = torch.full_like(ids, -100)
-    for i, (question, answer) in enumerate(zip(asked, said, strict=True)):
-        ids[i, : len(question) + len(answer)] = torch.tensor(question + answer)
-        labels[i, len(question) : len(question) + len(answer)] = torch.tensor(answer)
-    return ids, labels
+    rest = [longest - len(a) - len(b) for a, b in zip(asked, said, strict=True)]
+    ids = [a + b + [tokenizer.pad_token_id] * r for a, b, r in zip(asked, said, rest, strict=True)]
+    labels = [[-100] * len(a) + b + [-100] * r for a, b, r in zip(asked, said, rest, strict=True)]
+    return torch.tensor(ids), torch.tensor(labels)
 
 
 def adamw(model: torch.nn.Module, weight_decay: float) -> torch.optim.AdamW:

@@ -142,7 +142,7 @@ class BeamTree:
             words.insert(0, level[index][1])
             index = level[index][0]
         title = f"{beams} beam{'s' * (beams > 1)}: “{''.join(words).strip()}”, probability {best[2]:.2g}"
-        return plots.tree(levels, "…" + self.text[-16:] if len(self.text) > 16 else self.text, title)
+        return plots.tree(levels, "… " + " ".join(self.text.split()[-3:]) if len(self.text) > 16 else self.text, title)
 
 
 def beam_tree(model, tokenizer, text: str) -> ipywidgets.Widget:
