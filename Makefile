@@ -1,5 +1,5 @@
 # Two commands: `make course` runs the course, `make test` passes its tests. README.md has each line for machines without make.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN = .venv/bin
 
 .PHONY: course test lab slides bench fetch notebooks pins
@@ -14,8 +14,7 @@ test: .venv/test fetch
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
-	$(BIN)/pytest tests
-	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 tests notebooks
 	$(BIN)/python -m utils.claims --check
 
 lab: .venv/course fetch
@@ -37,6 +36,7 @@ fetch: .venv/course
 	@$(BIN)/python -m utils.course --fetch
 
 .venv/course: requirements.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'You need Python 3.11 or newer; name it: make course PYTHON=/path/to/python3.11')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -r requirements.txt
 	$(BIN)/python -m pip install --no-deps -e .

@@ -27,6 +27,14 @@ def shows(cell) -> bool:
     return any({"image/png", "text/html"} & set(output.get("data", {})) for output in cell.get("outputs", []))
 
 
+def smallest_text(source: str) -> float:
+    """Pixels of the smallest text of a cell's figure on a slide, where a picture has 1180 x 600 pixels; 18 if it has none."""
+    size = re.search(r"plt\.subplots\(.*?figsize=\(([\d.]+), ([\d.]+)\)", source)
+    wide, high = map(float, size.groups()) if size else (11, 4.5)
+    points = min(map(int, re.findall(r"fontsize=(\d+)", source)), default=16)
+    return points / 72 * min(1180 / wide, 600 / high) if "plt.subplots" in source else 18
+
+
 def problems(notebook) -> list[str]:
     """What is wrong with a notebook, one line each."""
     found = []
@@ -46,6 +54,8 @@ def problems(notebook) -> list[str]:
             found.append(f"{cell.id}: `live` is the setup's dial, and no name for something else")
         if cell.source.count("\n") >= 25:
             found.append(f"{cell.id}: more than 25 lines")
+        if (pixels := smallest_text(cell.source)) < 17.5:
+            found.append(f"{cell.id}: text of {pixels:.0f} pixels on a slide cannot be read from the last row")
         for output in cell.outputs:
             if output.output_type == "error" or output.get("name") == "stderr":
                 found.append(f"{cell.id}: an error or a warning stands in its output")
@@ -124,7 +134,8 @@ def test_every_widget_is_pressed_in_the_browser():
 
 
 def test_the_problems_are_found():
-    cell = nbformat.v4.new_code_cell("x, live = 1, 2\n" * 26, execution_count=2)
+    small = "plt.subplots(1, 2, figsize=(13, 4))\naxes.legend(fontsize=13)\n"
+    cell = nbformat.v4.new_code_cell(small + "x, live = 1, 2\n" * 26, execution_count=2)
     cell.outputs = [
         nbformat.v4.new_output("stream", name="stderr", text="warning"),
         nbformat.v4.new_output("execute_result", data={"image/png": "x" * 400_000, WIDGET: {}}),
@@ -132,7 +143,7 @@ def test_the_problems_are_found():
     ]
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [nbformat.v4.new_markdown_cell(), cell, nbformat.v4.new_markdown_cell(), cell]
-    assert len(problems(notebook)) == 2 + 1 + 2 * 7
+    assert len(problems(notebook)) == 2 + 1 + 2 * 8
 
 
 def test_the_glossary_is_bilingual_and_used():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from utils import bottle, decoding, models, prompting, rlhf
+from utils import bottle, decoding, evaluation, models, prompting, rlhf
 
 KINDS = ("right", "does not know", "wrong", "made up")
 FOUND = 3  # passages that are put in front of a question
@@ -51,20 +51,16 @@ def questions(split: str = "test", count: int = 160, seed: int = 0) -> list[dict
     return [request for pair in zip(*kinds, strict=False) for request in pair][:count]
 
 
-def words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
 def bm25(query: str, passages: list[str], k1: float = 1.5, b: float = 0.75) -> np.ndarray:
     """The BM25 score of every passage for the query (Robertson and Zaragoza 2009), (passages,).
 
     Sum over the query's words w of idf(w) * f (k1 + 1) / (f + k1 (1 - b + b length / mean length)), f the count of w in the
     passage, idf(w) = ln(1 + (N - n + 1/2) / (n + 1/2)) for a word in n of the N passages.
     """
-    counts = [Counter(words(passage)) for passage in passages]
+    counts = [Counter(evaluation.words(passage)) for passage in passages]
     lengths = np.array([sum(count.values()) for count in counts], float)
     room, scores = k1 * (1 - b + b * lengths / lengths.mean()), np.zeros(len(passages))
-    for word in words(query):
+    for word in evaluation.words(query):
         f = np.array([count[word] for count in counts], float)
         n = (f > 0).sum()
         scores += math.log(1 + (len(passages) - n + 0.5) / (n + 0.5)) * f * (k1 + 1) / (f + room)
@@ -89,7 +85,7 @@ def looked_up(asked: list[dict], passages: list[str], embedded: Tensor | None = 
 
 def judge(reply: str, request: dict) -> str:
     """What a reply to a question is: one of KINDS. Wrong where the answer is told somewhere, made up where it is told nowhere."""
-    value, said = request["drawn"]["value"], words(reply)
+    value, said = request["drawn"]["value"], evaluation.words(reply)
     if value and value.lower() in said and not said_otherwise(reply, request):
         return "right"
     if bottle._says(reply, "unknown", bottle.DATA) or UNSURE.search(reply.lower()) or not said:

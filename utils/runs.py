@@ -162,40 +162,17 @@ def flan_arm(planned: dict, model, tokenizer) -> list[dict]:
     return [names | dict(held_out=", ".join(held_out)) | row for row in rows]
 
 
-def every_arm(part: str = "1/1") -> None:
-    """Every arm of instruction tuning. An arm that is stored, for the same base weights, is not run again.
+def every_arm() -> None:
+    """Every arm of instruction tuning. An arm that is stored, for the same base weights, is not run again."""
+    weights = {rung: _weights(rung) for rung in pretrain.RUNGS}
+    loaded = lru_cache(lambda rung: models.load(f"ladder/{rung}"))
 
-    `part` "1/2" runs every second arm into a file of its own, beside a process with "2/2"; a run of the whole gathers them.
-    """
-    number, parts = map(int, part.split("/"))
-    name = "flan" if parts == 1 else f"flan-{number}of{parts}"
-    pieces = sorted(path.stem for path in RUNS.glob("flan-*of*.parquet"))
-    weights, arms, seconds, loaded = {}, {}, {}, {}
-    for rung in pretrain.RUNGS:
-        weights[rung] = _weights(rung)
-    for stored in ["flan", *pieces]:
-        for row in _stored(stored)[0]:
-            if row["base"] == weights[row["rung"]]:
-                arms.setdefault(_arm_name(row), {})[row["asked"], row["task"]] = row
-        seconds |= _stored(stored)[1]
-    rows, plan = [row for found in arms.values() for row in found.values()], flan_plan()
-    seconds = {arm: seconds[arm] for arm in arms}
-    for place, planned in enumerate(plan[number - 1 :: parts], 1):
-        arm, rung = _arm_name(planned | {"held_out": ", ".join(planned["held_out"])}), planned["rung"]
-        if arm in arms:
-            continue
-        start = time.perf_counter()
-        if rung not in loaded:
-            loaded[rung] = models.load(f"ladder/{rung}")
-        rows += [row | {"base": weights[rung]} for row in flan_arm(planned, *loaded[rung])]
-        seconds[arm] = round(time.perf_counter() - start, 1)
-        print(f"{place}/{-(-len(plan) // parts)} {arm}: {seconds[arm]} s", flush=True)
-        _write(name, rows, seconds, "flan")
-    if parts == 1 and pieces:
-        _write(name, rows, seconds)
-        for piece in pieces:
-            for path in RUNS.glob(f"{piece}.*"):
-                path.unlink()
+    def rows(planned: dict) -> list[dict]:
+        found = flan_arm(planned, *loaded(planned["rung"]))
+        return [row | {"base": weights[planned["rung"]]} for row in found]
+
+    units = {_arm_name(plan | {"held_out": ", ".join(plan["held_out"])}): partial(rows, plan) for plan in flan_plan()}
+    _go_on("flan", units, _arm_name, lambda row: row["base"] == weights[row["rung"]])
 
 
 def _arm_name(row: dict) -> str:
@@ -540,11 +517,9 @@ if __name__ == "__main__":
     }
     parser = argparse.ArgumentParser(prog="python -m utils.runs", description=__doc__)
     parser.add_argument("name", choices=known, help="the run; a stopped one goes on")
-    parser.add_argument("--part", default="1/1", help="of flan: 1/2 in one process beside 2/2 in another; then without")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--seed", type=int, action="append", help="of rlhf: only this one; may be repeated")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    options = {"flan": [given.part], "rlhf": [given.seed] if given.seed else []}
-    known[given.name](*options.get(given.name, []))
+    known[given.name](*([given.seed] if given.name == "rlhf" and given.seed else []))
