@@ -179,6 +179,8 @@ def test_the_animation_is_a_png_that_moves():
     image.seek(1)
     inside = np.asarray(image.convert("RGB"))[2:34:2, 2:34:2] / 255
     assert np.abs(inside - clips[0, 1]).max() < 0.01
+    numbered = Image.open(io.BytesIO(vision.animation(list(clips), zoom=2, numbered=True)))
+    assert numbered.size == (2 * 3 * 18, 2 * 23) and np.asarray(numbered.convert("L"))[:10].min() < 128
 
 
 def test_the_painter_learns_from_the_patches_alone():

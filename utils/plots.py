@@ -36,7 +36,7 @@ REPLIES |= {"question": SKY, "rude": PINK, "nothing": GREY, "other": LIGHT}
 PAPER = {"color": GREY, "ls": "--", "marker": "s"}  # a paper's curve; its line: marker=""
 CHANCE = {"color": "black", "ls": ":", "lw": 1.5}  # guessing, or no effect
 NAMES = {"sst2": "SST-2", "imdb": "IMDb", "boolq": "BoolQ", "rte": "RTE", "cb": "CB", "mrpc": "MRPC", "copa": "COPA"}
-NAMES |= {"arc": "ARC-Easy", "arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "mmlu": "MMLU", "piqa": "PIQA"}
+NAMES |= {"arc": "ARC", "arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "mmlu": "MMLU", "piqa": "PIQA"}
 NAMES |= {"hellaswag": "HellaSwag", "triviaqa": "TriviaQA", "gsm8k": "GSM8K", "winogrande": "WinoGrande"}
 
 
@@ -184,8 +184,8 @@ def reinforcement(log: list[dict], others: Sequence[list[dict]] = ()) -> Figure:
     panels = {"score": ("reward", "gold"), "KL, nats a reply": ("kl",), "entropy, nats": ("entropy",)}
     panels["length, tokens"] = ("length",)
     labels = {"reward": "reward (proxy)", "gold": "true grade"}
-    figure, places = plt.subplots(1, 4, figsize=(12, 3.3), layout="none")
-    figure.subplots_adjust(left=0.05, right=0.99, top=0.86, bottom=0.22, wspace=0.3)
+    figure, places = plt.subplots(1, 4, figsize=(12, 3.6), layout="none")
+    figure.subplots_adjust(left=0.05, right=0.99, top=0.88, bottom=0.31, wspace=0.3)
     for axes, (title, names) in zip(places, panels.items(), strict=True):
         for name in (name for name in names if name in log[0]):
             for i, other in enumerate(others):
@@ -198,7 +198,7 @@ def reinforcement(log: list[dict], others: Sequence[list[dict]] = ()) -> Figure:
             kind = dict(color=ORANGE, ls="--") if name == "reward" else dict(color=BLUE)
             axes.plot(steps, values, label=labels.get(name), marker="o" if len(log) == 1 else None, **kind)
         axes.set(title=title, xlabel="step")
-    places[0].legend(fontsize=14)
+    figure.legend(*places[0].get_legend_handles_labels(), ncols=3, fontsize=14, loc="lower left")
     return figure
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
@@ -456,16 +456,21 @@ def _look(frame: np.ndarray, least: float):
     return best if overlap[best] >= least else None, colour, middle
 
 
-def animation(clips: list[np.ndarray], zoom: int = 5, seconds: float = 0.35) -> bytes:
+def animation(clips: list[np.ndarray], zoom: int = 5, seconds: float = 0.35, numbered: bool = False) -> bytes:
     """Clips of equal size, side by side, as an animated PNG: image/png is shown wherever notebooks are, image/gif is not.
 
-    Where animated PNGs are not known (in a PDF) the first frame is seen.
+    `numbered` writes 1, 2, ... above them. Where animated PNGs are not known (in a PDF) the first frame is seen.
     """
-    wide = np.concatenate([np.pad(clip, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1) for clip in clips], axis=2)
-    big = (255 * wide.clip(0, 1)).round().astype(np.uint8).repeat(zoom, 1).repeat(zoom, 2)
-    first, *others = [Image.fromarray(frame) for frame in big]
+    above = 6 if numbered else 1  # white pixels
+    padded = [np.pad(clip, ((0, 0), (above, 1), (1, 1), (0, 0)), constant_values=1) for clip in clips]
+    big = (255 * np.concatenate(padded, axis=2).clip(0, 1)).round().astype(np.uint8).repeat(zoom, 1).repeat(zoom, 2)
+    frames = [Image.fromarray(frame) for frame in big]
+    for frame in frames if numbered else ():
+        for n in range(len(clips)):
+            middle = (n + 0.5) * frame.width / len(clips)
+            ImageDraw.Draw(frame).text((middle, 0), str(n + 1), "black", anchor="ma", font_size=5 * zoom)
     file = io.BytesIO()
-    first.save(file, "PNG", save_all=True, append_images=others, duration=round(1000 * seconds), loop=0)
+    frames[0].save(file, "PNG", save_all=True, append_images=frames[1:], duration=round(1000 * seconds), loop=0)
     return file.getvalue()
 
 

@@ -244,7 +244,7 @@ def dashboard(every: int = 5) -> Callable[[list[dict]], None]:
 def finished_runs(logs: dict[float, list[dict]]) -> ipywidgets.Widget:
     """See what the weight of the KL penalty does: {beta: log of `ppo.train`}, one run in colour, the others grey."""
     betas = sorted(logs)
-    slider = ipywidgets.SelectionSlider(options=betas, value=betas[0], description="beta", layout={"width": "500px"})
+    slider = ipywidgets.SelectionSlider(options=betas, value=betas[0], description="β", layout={"width": "500px"})
     picture, text = ipywidgets.Image(format="png", width=1000), ipywidgets.HTML()
 
     def draw(_=None) -> None:

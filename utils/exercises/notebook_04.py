@@ -114,11 +114,11 @@ def _(ranking):
     return [(i, j) for i in range(len(ranking)) for j in range(i + 1, len(ranking))]
 
 
-# Agreement between annotators -----------------------------------------------------------------------------------------
+# Agreement between labellers ------------------------------------------------------------------------------------------
 
 
 def _votes() -> list[tuple]:
-    """Votes (comparisons, annotators): 1 or 2 for the preferred reply, 0 where somebody was not asked."""
+    """Votes (comparisons, labellers): 1 or 2 for the preferred reply, 0 where somebody was not asked."""
     return [
         (torch.tensor([[1, 1, 2], [2, 2, 2], [1, 2, 0], [0, 1, 1], [2, 0, 0]]),),
         (torch.tensor([[1, 1], [2, 1], [2, 2], [0, 2], [1, 2], [1, 1]]),),
@@ -149,7 +149,7 @@ def agreement(votes):
     return ((a == b) & both).sum().item() / both.sum().item()
 
 
-@mistake("agreement", "Who was not asked (0) counts: leave out pairs of annotators of whom one gave no vote.")
+@mistake("agreement", "Who was not asked (0) counts: leave out pairs of labellers of whom one gave no vote.")
 def _(votes):
     return _agreement(votes, missing=True)
 
@@ -162,7 +162,7 @@ def _(votes):
 
 
 @mistake(
-    "agreement", "You compare every annotator with himself too, who always agrees: only pairs of two different ones."
+    "agreement", "You compare every labeller with himself too, who always agrees: only pairs of two different ones."
 )
 def _(votes):
     return _agreement(votes, itself=True)
@@ -173,12 +173,12 @@ def _(votes):
     return _agreement(votes, each=True)
 
 
-@mistake("agreement", "You compare the first two annotators only: take all pairs of annotators.")
+@mistake("agreement", "You compare the first two labellers only: take all pairs of labellers.")
 def _(votes):
     return _agreement(votes, first=True)
 
 
-@mistake("agreement", "You count the comparisons on which all agree: count pairs of annotators.")
+@mistake("agreement", "You count the comparisons on which all agree: count pairs of labellers.")
 def _(votes):
     return float(np.mean([len({vote for vote in row if vote}) == 1 for row in votes.tolist()]))
 
