@@ -1,11 +1,10 @@
 """Tests run with the network closed, here and in every process they start (tests/closed/sitecustomize.py)."""
 
 import os
-import sys
+import runpy
 from pathlib import Path
 
 CLOSED = Path(__file__).parent / "tests" / "closed"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CLOSED), os.environ.get("PYTHONPATH")]))
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(CLOSED))
-import sitecustomize  # noqa: E402, F401
+runpy.run_path(str(CLOSED / "sitecustomize.py"))  # not imported: some systems have a module of that name, already loaded

@@ -105,8 +105,10 @@ def test_bootstrap_ci_refuses_nothing_and_nan(values):
 class Letters:
     """A tokenizer whose tokens are characters."""
 
-    def __call__(self, text):
-        return type("Encoded", (), {"input_ids": [3 + ord(c) % 47 for c in text]})
+    def __call__(self, texts):
+        if isinstance(texts, str):
+            return SimpleNamespace(input_ids=[3 + ord(c) % 47 for c in texts])
+        return SimpleNamespace(input_ids=[self(text).input_ids for text in texts])
 
 
 def test_score_options_is_token_logprobs_and_greedy_is_generate():
