@@ -14,6 +14,14 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Report what tests have recorded: how long the widgets took to answer."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, took in report.user_properties:
+            words = ", ".join(f"{what} {seconds:.2f}" for what, seconds in took.items())
+            terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}, {name}: {words}")
+
+
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium; without one its tests are skipped, and fail in CI."""

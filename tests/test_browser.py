@@ -82,6 +82,14 @@ def no_complaints(page):
     assert page.complaints == [] and page.title() != "bad"
 
 
+@pytest.fixture
+def took(record_property) -> dict[str, float]:
+    """The seconds that each widget took to answer; they are reported at the end."""
+    took: dict[str, float] = {}
+    record_property("seconds to answer", took)
+    return took
+
+
 def open_and_run(page, lab: str, name: str) -> None:
     """Open a notebook and run all its cells; fail if one of them does."""
     notebook = next(path for path in NOTEBOOKS if path.stem == name)
@@ -128,7 +136,7 @@ def slide(page, cell, took: dict, name: str) -> None:
         took[f"{name} {i}"] = seconds_to_change(page, partial(handles.nth(i).press, "End"), seen)
 
 
-def test_deck(page, lab, home):
+def test_deck(page, lab, home, took):
     """Present: restart and run all from a slide, a bar under a slow cell, the widget on its slide moves."""
     notebook = nbformat.read(next(path for path in NOTEBOOKS if path.stem == "02_scaling"), as_version=4)
     kept = [
@@ -160,32 +168,26 @@ def test_deck(page, lab, home):
     picture.wait_for(timeout=60_000)
     handle = page.locator(".widget-slider .noUi-handle").first
     handle.wait_for()
-    took = seconds_to_change(page, partial(handle.press, "End"), partial(picture.get_attribute, "src"))
-    print(f"on a slide: {took:.2f} s")
+    took["on a slide"] = seconds_to_change(page, partial(handle.press, "End"), partial(picture.get_attribute, "src"))
     shown = page.locator(".jp-Cell").filter(visible=True)
     assert 0 < shown.count() < len(notebook.cells)
     page.evaluate(do, "deck:stop")
 
 
-def test_scaling(page, lab):
+def test_scaling(page, lab, took):
     open_and_run(page, lab, "02_scaling")
-    took = {}
     slide(page, widget_cell(page, "calculator-widget"), took, "calculator")
-    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
     assert len(took) == 5
 
 
-def test_rlhf(page, lab):
+def test_rlhf(page, lab, took):
     open_and_run(page, lab, "05_rlhf")
-    took = {}
     slide(page, widget_cell(page, "slider-widget"), took, "beta")
-    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
     assert len(took) == 1
 
 
-def test_decoding(page, lab):
+def test_decoding(page, lab, took):
     open_and_run(page, lab, "06_decoding")
-    took = {}
     for id, sliders in (("beam-widget", 2), ("explorer-widget", 4)):
         cell = widget_cell(page, id)
         slide(page, cell, took, id)
@@ -197,12 +199,10 @@ def test_decoding(page, lab):
     drawn = cell.locator(".widget-html-content").last
     button = cell.get_by_role("button", name="Draw 30 tokens")
     took["button"] = seconds_to_change(page, button.click, drawn.inner_text)
-    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
 
 
-def test_foundation_models(page, lab):
+def test_foundation_models(page, lab, took):
     open_and_run(page, lab, "01_foundation_models")
-    took = {}
     cell = widget_cell(page, "viewer-widget")
     picture = cell.locator("img.widget-image")
     picture.wait_for()
@@ -225,12 +225,10 @@ def test_foundation_models(page, lab):
     button = cell.get_by_role("button", name="I do not know")
     took["skip"] = seconds_to_change(page, button.click, said.inner_text)
     cell.locator("img.widget-image").wait_for()
-    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
 
 
-def test_reward_modeling(page, lab):
+def test_reward_modeling(page, lab, took):
     open_and_run(page, lab, "04_reward_modeling")
-    took = {}
     cell = widget_cell(page, "label-widget")
     shown = cell.locator(".widget-html-content").first
     shown.wait_for()
@@ -250,12 +248,10 @@ def test_reward_modeling(page, lab):
     took["reply"] = seconds_to_change(page, partial(text.press, "Enter"), source)
     took["ready-made"] = seconds_to_change(page, cell.get_by_role("button", name="rude").click, source)
     took["request"] = seconds_to_change(page, lambda: cell.locator("select").first.select_option(index=3), source)
-    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
 
 
-def test_instruction_tuning(page, lab):
+def test_instruction_tuning(page, lab, took):
     open_and_run(page, lab, "03_instruction_tuning")
-    took = {}
     cell = widget_cell(page, "browser-widget")
     shown = cell.locator(".widget-html-content").last
     shown.wait_for()
@@ -271,9 +267,8 @@ def test_instruction_tuning(page, lab):
         )
 
 
-def test_evaluation(page, lab):
+def test_evaluation(page, lab, took):
     open_and_run(page, lab, "08_evaluation")
-    took = {}
     cell = widget_cell(page, "arena-widget")
     picture = cell.locator("img.widget-image")
     picture.wait_for()
@@ -281,12 +276,10 @@ def test_evaluation(page, lab):
     for name in ("A is better", "B is better", "Tie"):
         took[name] = seconds_to_change(page, cell.get_by_role("button", name=name).click, source)
     assert "A was" in cell.locator(".widget-html-content").last.inner_text()
-    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
 
 
-def test_prompting(page, lab):
+def test_prompting(page, lab, took):
     open_and_run(page, lab, "07_prompting")
-    took = {}
     cell = widget_cell(page, "workbench-widget")
     shown = cell.locator(".widget-html-content").last
     shown.wait_for()
@@ -299,13 +292,11 @@ def test_prompting(page, lab):
         took[name] = seconds_to_change(page, button.click, shown.inner_text)
         page.wait_for_function("() => !document.body.innerText.includes('writing …')")
         cell.locator("input[type=checkbox]").click()
-    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
     assert shown.locator("img, script").count() == 0
 
 
-def test_applications(page, lab):
+def test_applications(page, lab, took):
     open_and_run(page, lab, "09_applications_and_limits")
-    took = {}
     bad = "<script>document.title = 'bad'</script><img src=x onerror=\"document.title = 'bad'\"> 고양이"
     cell = widget_cell(page, "images-widget")
     slide(page, cell, took, "picture")
@@ -339,4 +330,3 @@ def test_applications(page, lab):
     shown = cell.locator(".widget-html-content").last
     took["chat"] = seconds_to_change(page, cell.get_by_role("button", name="Ask all").click, shown.inner_text)
     assert bad in shown.inner_text() and shown.locator("img, script").count() == 0
-    print({name: f"{seconds:.2f} s" for name, seconds in took.items()})
