@@ -27,7 +27,7 @@ def test_slide_types_are_set(path):
     notebook = nbformat.read(path, as_version=4)
     found = [cell.metadata.get("slideshow", {"slide_type": "-"})["slide_type"] for cell in notebook.cells]
     assert found == slides.slide_types(notebook), "run `python -m utils.slides --set` and commit"
-    assert 30 <= slides.minutes(notebook) <= 52
+    assert 30 <= slides.minutes(notebook) <= 50
 
 
 def test_a_heading_begins_a_slide_and_so_does_what_would_overflow():
