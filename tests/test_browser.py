@@ -317,6 +317,8 @@ def test_applications(page, lab, took):
     page.wait_for_function(
         "cell => cell.querySelectorAll('.widget-html-content')[1].innerText", arg=cell.element_handle()
     )
+    idle = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status == 'idle'"
+    page.wait_for_function(idle)  # the answer is written
     cell = widget_cell(page, "quiz-widget")
     words = cell.locator(".widget-html-content")
     took["answer"] = seconds_to_change(
