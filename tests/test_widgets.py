@@ -145,12 +145,14 @@ def test_dashboard_renews_its_picture_and_escapes(monkeypatch):
 
 
 def test_the_slider_over_finished_runs_draws_and_escapes():
-    logs = {beta: [line | {"kl": line["kl"] / (beta + 0.1)} for line in LOG] for beta in (0.5, 0.0)}
+    log = [line | {"step": float(line["step"])} for line in LOG]  # as a table with gaps holds them
+    logs = {beta: [line | {"kl": line["kl"] / (beta + 0.1)} for line in log] for beta in (0.5, 0.0)}
     shown = widgets.finished_runs(logs)
     (slider,), (picture,), (text,) = (
         parts(shown, kind) for kind in (ipywidgets.SelectionSlider, ipywidgets.Image, ipywidgets.HTML)
     )
-    assert list(slider.options) == [0.0, 0.5] and "&lt;b&gt;&amp;1" in text.value and "<b>" not in text.value
+    assert list(slider.options) == [0.0, 0.5] and "step 1:" in text.value
+    assert "&lt;b&gt;&amp;1" in text.value and "<b>" not in text.value
     before, start = picture.value, time.perf_counter()
     slider.value = 0.5
     assert picture.value != before

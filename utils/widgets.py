@@ -250,7 +250,7 @@ def finished_runs(logs: dict[float, list[dict]]) -> ipywidgets.Widget:
     def draw(_=None) -> None:
         log = logs[slider.value]
         picture.value = png(plots.reinforcement(log, [logs[beta] for beta in betas if beta != slider.value]))
-        said = "".join(f"<p>step {line['step']}: {escape(line['sample'])}</p>" for line in (log[0], log[-1]))
+        said = "".join(f"<p>step {line['step']:.0f}: {escape(line['sample'])}</p>" for line in (log[0], log[-1]))
         text.value = f'<div style="font-size:1.2em">{said}</div>'
 
     slider.observe(draw, "value")
