@@ -68,6 +68,8 @@ def distribution_explorer(model, tokenizer, text: str) -> ipywidgets.Widget:
         "top_p": ipywidgets.FloatSlider(value=1, min=0.05, max=1, step=0.05, description="top-p"),
         "min_p": ipywidgets.FloatSlider(value=0, min=0, max=0.5, step=0.01, description="min-p"),
     }
+    for slider in sliders.values():
+        slider.style.description_width = "100px"
     picture = ipywidgets.Image(format="png", width=880)
     button = ipywidgets.Button(description="Draw 30 tokens", button_style="primary")
     drawn = ipywidgets.HTML()
@@ -711,6 +713,7 @@ def chat(talkers: dict[str, tuple], request: str, new_tokens: int = 60) -> ipywi
     form(request) is what that model reads."""
     asked = ipywidgets.Text(request, description="You", layout={"width": "80%"})
     heat = ipywidgets.FloatSlider(value=0, min=0, max=1.5, step=0.1, description="temperature")
+    heat.style.description_width = "100px"
     button = ipywidgets.Button(description="Ask all", button_style="primary")
     shown, turn = ipywidgets.HTML(chat_table(dict.fromkeys(talkers, ""))), 0
 
