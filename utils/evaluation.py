@@ -93,11 +93,11 @@ def score_options(
     Raises ValueError for an option without tokens, or a text longer than the model's context.
     """
     scores: list[list[dict]] = [[] for _ in prompts]
-    read = tokenizer(prompts).input_ids if prompts else []
+    asked = tokenizer(prompts).input_ids if prompts else []
     whole = [prompt + option for prompt, given in zip(prompts, options, strict=True) for option in given]
     ends = iter(tokenizer(whole).input_ids if whole else [])
     encoded = []
-    for prompt, ids, given in zip(prompts, read, options, strict=True):
+    for prompt, ids, given in zip(prompts, asked, options, strict=True):
         encoded.append((ids, [next(ends)[len(ids) :] for _ in given]))
         if not all(encoded[-1][1]):
             raise ValueError(f"An option of {prompt[-60:]!r} adds no token to it: {given}.")
