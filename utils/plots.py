@@ -13,7 +13,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 
-from utils import progress
+from utils import pretrain, progress
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 GREY, LIGHT = "#5F6368", "#B4B9BE"
@@ -28,7 +28,7 @@ DECODERS = {
     "nucleus 0.95": BLUE,
     "min-p 0.1": GREEN,
 }
-RUNGS = dict(zip(("20k", "70k", "250k", "800k", "3M"), COLOURS, strict=False))
+RUNGS = dict(zip(pretrain.RUNGS, COLOURS, strict=False))
 ARMS = {"base": GREY, "SFT": SKY, "PPO": BLUE, "PPO-ptx": GREEN}
 # a reply, or what is shown of it
 REPLIES = {"right": GREEN, "wrong": ORANGE, "made up": RED, "does not know": LIGHT}
@@ -187,13 +187,14 @@ def reinforcement(log: list[dict], others: Sequence[list[dict]] = ()) -> Figure:
     figure, places = plt.subplots(1, 4, figsize=(12, 3.6), layout="none")
     figure.subplots_adjust(left=0.05, right=0.99, top=0.88, bottom=0.31, wspace=0.3)
     for axes, (title, names) in zip(places, panels.items(), strict=True):
-        for name in (name for name in names if name in log[0]):
+        known = [name for name in names if name in log[0]]
+        for name in known:
             for i, other in enumerate(others):
                 label = None if i or name == "gold" else "other runs"
                 axes.plot(
                     [line["step"] for line in other], [line[name] for line in other], color=LIGHT, lw=1.5, label=label
                 )
-        for name in (name for name in names if name in log[0]):
+        for name in known:
             steps, values = [line["step"] for line in log], [line[name] for line in log]
             kind = dict(color=ORANGE, ls="--") if name == "reward" else dict(color=BLUE)
             axes.plot(steps, values, label=labels.get(name), marker="o" if len(log) == 1 else None, **kind)
